@@ -1,0 +1,1 @@
+"""Build time: official checkpoints -> torch modules -> ONNX graphs -> an engine bundle. Needs torch and onnx."""

@@ -1,0 +1,221 @@
+"""Checkpoints -> an engine bundle, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tortoise_rt._version import __version__
+from tortoise_rt.backends.onnx import open_bundle
+from tortoise_rt.bundle import FORMAT, MANIFEST, Bundle, cache_folder, file_sha256, read_bundle
+from tortoise_rt.errors import OutputError
+from tortoise_rt.spec import CHECKPOINT_FILES, GRAPHS
+
+from .checkpoints import Checkpoints
+from .onnx import write_graph
+from .parity import GraphParity, check_graphs
+
+#: called with (what is being done, done, total)
+Progress = Callable[[str, int, int], None]
+
+MIN_ONNXRUNTIME = "1.20"
+SPACE_MARGIN = 64 << 20  #: bytes wanted free beyond the weights themselves
+
+
+def default_output(checkpoints: Path, target: str) -> Path:
+    """Where a bundle goes when nothing is said: the cache, named after the checkpoint folder and the target."""
+    return cache_folder() / "engines" / f"{checkpoints.resolve().name}-{target}"
+
+
+def export_bundle(
+    checkpoints: str | Path,
+    output: str | Path,
+    *,
+    name: str | None = None,
+    force: bool = False,
+    check: bool = True,
+    progress: Progress = lambda what, done, total: None,
+) -> tuple[Bundle, list[GraphParity]]:
+    """Export every network of a checkpoint folder for ONNX Runtime on CPU; -> the bundle and its parity report.
+
+    Written under a temporary name beside ``output`` and renamed when complete, under a lock. Raises
+    OutputError when that cannot be done, CheckpointError for unusable checkpoints, ExportError when a graph
+    does not agree with its module.
+    """
+    source = Checkpoints(checkpoints)
+    output = Path(output)
+    _check_output(output, source, force)
+    with _locked(output):
+        temporary = output.parent / f".{output.name}.partial"
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed
+        try:
+            temporary.mkdir()
+            report = _write(source, temporary, name or source.folder.resolve().name, check, progress)
+            _publish(temporary, output)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise OutputError(
+                    f"{output.parent} ran out of space while exporting; nothing was left behind. "
+                    f"The bundle needs about {_weight_bytes(source) >> 20} MiB"
+                ) from None
+            raise OutputError(f"cannot write the bundle {output}: {error}") from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return read_bundle(output), report
+
+
+def _check_output(output: Path, source: Checkpoints, force: bool) -> None:
+    if not output.parent.is_dir():
+        raise OutputError(f"no folder {output.parent} to write {output.name} into: create it first")
+    if output.exists() and not force:
+        raise OutputError(f"{output} exists: choose another name or replace it with --force")
+    if output.exists() and not (output / MANIFEST).is_file():
+        raise OutputError(f"{output} exists and is not an engine bundle: it will not be replaced")
+    if not os.access(output.parent, os.W_OK):
+        raise OutputError(f"{output.parent} is not writable")
+    free, needed = shutil.disk_usage(output.parent).free, _weight_bytes(source) + SPACE_MARGIN
+    if free < needed:
+        raise OutputError(f"{output.parent} has {free >> 20} MiB free; the bundle needs about {needed >> 20} MiB")
+
+
+def _weight_bytes(source: Checkpoints) -> int:
+    return sum(source.path(network).stat().st_size for network in source.networks)
+
+
+def _write(
+    source: Checkpoints, folder: Path, name: str, check: bool, progress: Progress
+) -> list[GraphParity]:
+    """Write all graphs, the tokenizer and the manifest into ``folder``."""
+    graphs = {g: spec for g, spec in GRAPHS.items() if spec.network in source.networks}
+    steps, done = len(source.networks) * 2 + len(graphs) * (1 + check), 0
+    dims: dict[str, int] = {}
+    for network in source.networks:
+        progress(f"reading {CHECKPOINT_FILES[network]}", done, steps)
+        module = source.load(network)
+        config = source.section(network)
+        dims.update(module.dims(config))  # type: ignore[operator]
+        weights = {key: tensor.numpy() for key, tensor in module.state_dict().items()}
+        done += 1
+        for graph in (g for g, spec in graphs.items() if spec.network == network):
+            progress(f"writing {graph}", done, steps)
+            write_graph(graph, weights, dims, config, folder)
+            done += 1
+        del module, weights
+        gc.collect()
+    tokenizer = source.folder / "tokenizer.json"
+    if tokenizer.is_file():
+        shutil.copyfile(tokenizer, folder / "tokenizer.json")
+
+    sources = {}
+    for network in source.networks:
+        path = source.path(network)
+        progress(f"hashing {path.name}", done, steps)
+        sources[path.name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+        done += 1
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "tortoise_rt": __version__,
+        "model": {
+            "name": name,
+            "folder": str(source.folder.resolve()),
+            "sources": sources,
+            "fingerprint": source.fingerprint(),
+            "notice": source.config.get("notice", ""),
+        },
+        "target": _target(),
+        "precision": dict.fromkeys(graphs, "fp32"),
+        "graphs": {graph: f"{graph}.onnx" for graph in graphs},
+        "files": {
+            path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+            for path in sorted(folder.iterdir())
+        },
+        "dims": dims,
+        "defaults": source.config.get("defaults") or _defaults(source),
+    }
+    report: list[GraphParity] = []
+    if check:
+        engine = open_bundle(Bundle(folder, manifest), "cpu")
+        for parity in check_graphs(engine, source):
+            report.append(parity)
+            progress(f"checked {parity.graph}", done, steps)
+            done += 1
+        manifest["parity"] = {p.graph: {"error": p.error, "bound": p.bound} for p in report}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+    progress("done", steps, steps)
+    return report
+
+
+def _defaults(source: Checkpoints) -> dict[str, Any]:
+    """The decoder these checkpoints can run: diffusion when they have it."""
+    complete = {"diffusion", "vocoder"}.issubset(source.networks)
+    return {"decoder": "diffusion" if complete or "hifigan" not in source.networks else "hifigan"}
+
+
+def _target() -> dict[str, Any]:
+    return {
+        "backend": "onnx",
+        "provider": "CPUExecutionProvider",
+        "device": "cpu",
+        "device_name": platform.processor() or platform.machine(),
+        "compute_capability": None,
+        "driver": None,
+        "libraries": {package: _version(package) for package in ("onnxruntime", "onnx", "torch", "numpy")},
+        "requires": {"onnxruntime": MIN_ONNXRUNTIME},
+    }
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(PackageNotFoundError):
+        return version(package)
+    return None
+
+
+def _publish(temporary: Path, output: Path) -> None:
+    """Rename ``temporary`` to ``output``, setting an older bundle aside until the new one is in place."""
+    for path in temporary.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    old = output.parent / f".{output.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists():
+        output.rename(old)
+    try:
+        temporary.rename(output)
+    except OSError:
+        if old.exists():
+            old.rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Holds the lock of ``output``; raises OutputError when another process is exporting to it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: renaming still keeps bundles whole
+        yield
+        return
+    path = output.parent / f".{output.name}.lock"
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise OutputError(f"cannot write into {output.parent}: {error}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OutputError(f"another process is exporting to {output}: wait for it") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

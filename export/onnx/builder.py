@@ -1,0 +1,235 @@
+"""A small builder of ONNX graphs: values are names, each method adds nodes and returns the name of its result.
+
+Two layouts occur. *Token-major* is (rows, time, channels), where linear layers are matrix products;
+*channel-major* is (rows, channels, time), where convolutions are Conv nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+from tortoise_rt._version import __version__
+from tortoise_rt.spec import Dims, GraphSpec, TensorSpec
+
+from .weights import TensorWriter
+
+OPSET = 20  #: of the standard operators
+IR_VERSION = 10  #: what ONNX Runtime 1.20 reads
+CONTRIB = "com.microsoft"  #: domain of ONNX Runtime's own operators
+END = np.iinfo(np.int64).max  #: "to the end" in a Slice
+
+Weights = Mapping[str, np.ndarray]
+
+
+class GraphBuilder:
+    """Collects the nodes, weights, inputs and outputs of one graph.
+
+    weights: the network's state dict, weight norm folded; read by key.
+    """
+
+    def __init__(self, spec: GraphSpec, weights: Weights, dims: Dims, writer: TensorWriter) -> None:
+        self.spec = spec
+        self.weights = weights
+        self.dims = dims
+        self._writer = writer
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._inputs = [self._value_info(t) for t in spec.inputs]
+        self._outputs = [self._value_info(t) for t in spec.outputs]
+        self._memo: dict[str, str] = {}
+        self.shared: dict[str, tuple[str, str, str]] = {}  #: what blocks keep to use again
+
+    def _value_info(self, tensor: TensorSpec) -> onnx.ValueInfoProto:
+        sizes = [self.dims[d] if isinstance(d, str) and "." in d else d for d in tensor.dims]
+        dtype = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+        return helper.make_tensor_value_info(tensor.name, dtype, sizes)
+
+    def extra_input(self, tensor: TensorSpec) -> str:
+        """Declare an input beyond the spec's (the key/value cache)."""
+        self._inputs.append(self._value_info(tensor))
+        return tensor.name
+
+    def extra_output(self, tensor: TensorSpec) -> str:
+        """Declare an output beyond the spec's (the key/value cache)."""
+        self._outputs.append(self._value_info(tensor))
+        return tensor.name
+
+    def finish(self) -> onnx.ModelProto:
+        """The model; its outputs must have been produced under the spec's names."""
+        graph = helper.make_graph(
+            self._nodes, self.spec.name, self._inputs, self._outputs, list(self._initializers.values())
+        )
+        model = helper.make_model(
+            graph,
+            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
+            producer_name="tortoise-rt",
+            producer_version=__version__,
+            doc_string=f'Graph "{self.spec.name}" of the {self.spec.network} network',
+        )
+        helper.set_model_props(
+            model, {"graph": self.spec.name, "network": self.spec.network, "precision": "fp32"}
+        )
+        return model
+
+    # --- nodes ---
+
+    def node(
+        self, kind: str, *inputs: str, outputs: Sequence[str], domain: str = "", **attributes: Any
+    ) -> None:
+        """Add a node with named outputs; "" is an output or input left out."""
+        name = f"{kind}_{len(self._nodes)}"
+        self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
+
+    def op(
+        self, kind: str, *inputs: str, domain: str = "", output: str | None = None, **attributes: Any
+    ) -> str:
+        """Add a node with one output and return its name."""
+        result = output or f"{kind}_{len(self._nodes)}_out"
+        self.node(kind, *inputs, outputs=[result], domain=domain, **attributes)
+        return result
+
+    def tensor(self, name: str, array: np.ndarray) -> str:
+        """A constant of the graph; a name is stored once."""
+        if name not in self._initializers:
+            self._initializers[name] = self._writer.tensor(name, array)
+        return name
+
+    def param(self, key: str) -> str:
+        """A weight as it stands in the state dict."""
+        return self.tensor(key, self.weights[key])
+
+    def ints(self, *values: int) -> str:
+        """An int64 vector."""
+        return self.tensor("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def scalar(self, value: float | int, dtype: str = "float32") -> str:
+        """A scalar constant."""
+        return self.tensor(f"{dtype}_{value}", np.array(value, dtype))
+
+    def size(self, x: str, axis: int, dtype: str | None = None) -> str:
+        """Size of an axis: int64 (1,), or a scalar of ``dtype``."""
+        key = f"size {x} {axis}"
+        if key not in self._memo:
+            self._memo[key] = self.op("Shape", x, start=axis, end=axis + 1)
+        if dtype is None:
+            return self._memo[key]
+        typed = f"{key} {dtype}"
+        if typed not in self._memo:
+            scalar = self.op("Squeeze", self._memo[key])
+            to = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+            self._memo[typed] = self.op("Cast", scalar, to=to)
+        return self._memo[typed]
+
+    def count(self, pattern: str, first: int = 0) -> int:
+        """How many numbers from ``first`` on turn the pattern ("layers.{}.weight") into keys of the weights."""
+        number = first
+        while pattern.format(number) in self.weights:
+            number += 1
+        return number - first
+
+    # --- shapes ---
+
+    def reshape(self, x: str, *shape: int, output: str | None = None) -> str:
+        """Reshape; 0 keeps an axis, -1 is inferred."""
+        return self.op("Reshape", x, self.ints(*shape), output=output)
+
+    def transpose(self, x: str, *axes: int, output: str | None = None) -> str:
+        return self.op("Transpose", x, perm=axes, output=output)
+
+    def slice(self, x: str, axis: int, start: int | str, end: int | str = END) -> str:
+        """``x`` from ``start`` to ``end`` along ``axis``; names are int64 (1,) values."""
+        first = start if isinstance(start, str) else self.ints(start)
+        last = end if isinstance(end, str) else self.ints(end)
+        return self.op("Slice", x, first, last, self.ints(axis))
+
+    def concat(self, *values: str, axis: int) -> str:
+        return self.op("Concat", *values, axis=axis)
+
+    def pad(self, x: str, axis: int, before: int, after: int, mode: str = "constant") -> str:
+        return self.op("Pad", x, self.ints(before, after), "", self.ints(axis), mode=mode)
+
+    def add(self, a: str, b: str, output: str | None = None) -> str:
+        return self.op("Add", a, b, output=output)
+
+    def mul(self, a: str, b: str) -> str:
+        return self.op("Mul", a, b)
+
+    def mean(self, x: str, axis: int, keepdims: bool = False) -> str:
+        return self.op("ReduceMean", x, self.ints(axis), keepdims=int(keepdims))
+
+    # --- layers ---
+
+    def matmul(self, x: str, name: str, matrix: np.ndarray) -> str:
+        """x: (..., in) times a constant (in, out)."""
+        return self.op("MatMul", x, self.tensor(name, matrix))
+
+    def linear(self, x: str, key: str, output: str | None = None) -> str:
+        """A linear layer or 1-tap convolution, token-major; its weight is (out, in) or (out, in, 1)."""
+        weight = self.weights[f"{key}.weight"]
+        matrix = weight.reshape(len(weight), -1).T
+        bias = f"{key}.bias"
+        if bias not in self.weights:
+            return self.op("MatMul", x, self.tensor(f"{key}.weight", matrix), output=output)
+        return self.add(self.matmul(x, f"{key}.weight", matrix), self.param(bias), output=output)
+
+    def taps(self, x: str) -> str:
+        """Each frame beside its neighbours, zeros beyond the ends: (rows, time, c) -> (rows, time, 3c)."""
+        padded = self.pad(x, 1, 1, 1)
+        return self.concat(self.slice(padded, 1, 0, -2), x, self.slice(padded, 1, 2), axis=2)
+
+    def conv3(self, x: str, key: str, output: str | None = None) -> str:
+        """A 3-tap convolution with padding 1, token-major, as one matrix product."""
+        product = self.matmul(self.taps(x), f"{key}.weight", taps_matrix(self.weights[f"{key}.weight"]))
+        return self.add(product, self.param(f"{key}.bias"), output=output)
+
+    def conv(self, x: str, key: str, *, padding: int = 0, stride: int = 1, dilation: int = 1) -> str:
+        """A convolution, channel-major."""
+        kernel = self.weights[f"{key}.weight"].shape[-1]
+        return self.op(
+            "Conv",
+            x,
+            self.param(f"{key}.weight"),
+            self.param(f"{key}.bias"),
+            kernel_shape=[kernel],
+            pads=[padding, padding],
+            strides=[stride],
+            dilations=[dilation],
+        )
+
+    def conv_transpose(self, x: str, key: str, *, stride: int, padding: int, extra: int = 0) -> str:
+        """A transposed convolution, channel-major; extra: samples added at the end."""
+        return self.op(
+            "ConvTranspose",
+            x,
+            self.param(f"{key}.weight"),
+            self.param(f"{key}.bias"),
+            kernel_shape=[self.weights[f"{key}.weight"].shape[-1]],
+            strides=[stride],
+            pads=[padding, padding],
+            output_padding=[extra],
+        )
+
+    def silu(self, x: str) -> str:
+        """x * sigmoid(x)"""
+        return self.op("QuickGelu", x, domain=CONTRIB, alpha=1.0)
+
+    def layer_norm(self, x: str, key: str) -> str:
+        """Layer norm over the last axis."""
+        return self.op(
+            "LayerNormalization",
+            x,
+            self.param(f"{key}.weight"),
+            self.param(f"{key}.bias"),
+            axis=-1,
+            epsilon=1e-5,
+        )
+
+
+def taps_matrix(weight: np.ndarray) -> np.ndarray:
+    """(out, in, taps) convolution weight -> (taps * in, out), for inputs from :meth:`GraphBuilder.taps`."""
+    return weight.transpose(2, 1, 0).reshape(-1, len(weight))

@@ -1,0 +1,149 @@
+"""Text and voice -> mel codes and their latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .config import ARSettings
+from .engine import Array, Engine, KVCache
+from .errors import SettingsError, TextError
+from .rng import Randomness
+from .sampling import draw
+from .spec import CALM_RUN, CALM_TOKEN, MAX_TEXT_IDS, STOP_TEXT, TAIL_TOKENS, Dims
+
+DEFAULT_MAX_MEL_TOKENS = 500
+Progress = Callable[[int, int], None]
+
+
+def text_row(ids: Sequence[int], dims: Dims) -> Array:
+    """(1, len + 3) int64: start, ids, stop, stop. Raises TextError for no ids or too many."""
+    limit = min(MAX_TEXT_IDS, dims["ar.text_positions"] - 3)
+    if not len(ids):
+        raise TextError("there is nothing to say: the text is empty once cleaned")
+    if len(ids) > limit:
+        raise TextError(f'text is {len(ids)} tokens; the limit is {limit}: split it into sentences')
+    return np.array([[dims["ar.start_text"], *ids, STOP_TEXT, STOP_TEXT]], np.int64)
+
+
+def code_limit(settings: ARSettings, dims: Dims) -> int:
+    """Codes per sample: ``max_mel_tokens``, by default 500 or as many as the position table holds."""
+    room = dims["ar.mel_positions"] - (settings.kv_positions == "upstream")
+    if settings.max_mel_tokens is None:
+        return min(DEFAULT_MAX_MEL_TOKENS, room)
+    if settings.max_mel_tokens > room:
+        raise SettingsError(f"max_mel_tokens is {settings.max_mel_tokens}; this model has positions for {room}")
+    return settings.max_mel_tokens
+
+
+def prefill(engine: Engine, voice: Array, text: Array, capacity: int) -> tuple[KVCache, Array]:
+    """Voice (1, dim), text (1, text) and the start code -> a cache of one row and its logits (1, vocabulary)."""
+    cache = engine.new_cache(1, capacity)
+    start = np.array([[engine.dims["ar.start_code"]]], np.int64)
+    logits, _ = engine.ar_step(cache, start, np.zeros((1, 1), np.int64), voice, text)
+    return cache, logits
+
+
+def sample_codes(
+    engine: Engine,
+    voice: Array,
+    text: Array,
+    settings: ARSettings,
+    rand: Randomness,
+    progress: Progress = lambda done, total: None,
+) -> Array:
+    """Draws ``settings.samples`` samples -> (samples, code_limit) int64, padded with the stop code."""
+    limit = code_limit(settings, engine.dims)
+    prefix = 1 + text.shape[1] + 1
+    cache, logits = prefill(engine, voice, text, prefix)
+    codes = np.full((settings.samples, limit), engine.dims["ar.stop_code"], np.int64)
+    for first in range(0, settings.samples, settings.batch_rows):
+        samples = range(first, min(first + settings.batch_rows, settings.samples))
+        rows = engine.take_rows(cache, [0] * len(samples), prefix + limit)
+        uniforms = np.stack([rand.uniforms(sample, limit) for sample in samples])
+        codes[samples.start : samples.stop] = _decode(
+            engine, rows, np.repeat(logits, len(samples), axis=0), uniforms, settings, progress, first
+        )
+    return codes
+
+
+def _decode(
+    engine: Engine,
+    cache: KVCache,
+    logits: Array,
+    uniforms: Array,
+    settings: ARSettings,
+    progress: Progress,
+    finished_before: int,
+) -> Array:
+    """Decodes all rows of ``cache`` to their ends -> (rows, limit) codes, padded with stop."""
+    start, stop = engine.dims["ar.start_code"], engine.dims["ar.stop_code"]
+    first_position = 2 if settings.kv_positions == "upstream" else 1
+    total, limit = uniforms.shape
+    codes = np.full((total, limit), stop, np.int64)
+    # The reference's penalty also falls on code 1 (its placeholder for the prefix) and on the start code.
+    seen = np.zeros((total, engine.dims["ar.mel_codes"]), bool)
+    seen[:, [1, start]] = True
+    live = np.arange(total)  # rows that have not stopped
+    held = live.copy()  # rows of the cache; a superset of live
+    for step in range(limit):
+        row_of = {row: i for i, row in enumerate(held)}
+        for row in live:
+            code = draw(logits[row_of[row]], seen[row], uniforms[row, step], start, settings)
+            codes[row, step] = code
+            seen[row, code] = True
+        live = live[codes[live, step] != stop]
+        progress(finished_before + total - len(live), settings.samples)
+        if len(live) == 0 or step + 1 == limit:
+            break
+        if len(live) <= len(held) // 2:  # copying rows out costs less than carrying the dead ones along
+            cache = engine.take_rows(cache, [row_of[row] for row in live])
+            held = live
+        positions = np.full((len(held), 1), step + first_position, np.int64)
+        logits, _ = engine.ar_step(cache, codes[held, step, None], positions)
+    progress(finished_before + total, settings.samples)
+    return codes
+
+
+def fix_codes(codes: Array, stop: int) -> Array:
+    """(samples, codes) padded with stop -> the same, every row that stopped ending as the training data does.
+
+    From the stop on all is silence, but for the last three codes of the row. Rows without a stop stay as they are.
+    """
+    fixed = codes.copy()
+    for row in fixed:
+        stops = np.flatnonzero(row == stop)
+        if len(stops):
+            row[stops[0] :] = CALM_TOKEN
+            tail = TAIL_TOKENS[-len(row) :]
+            row[-len(tail) :] = tail
+    return fixed
+
+
+def spoken_length(codes: Array) -> int:
+    """Codes (codes,) of a row worth decoding: up to CALM_RUN codes of silence, or all."""
+    run = 0
+    for i, code in enumerate(codes):
+        run = run + 1 if code == CALM_TOKEN else 0
+        if run > CALM_RUN:
+            return i
+    return len(codes)
+
+
+def code_latents(engine: Engine, voice: Array, text: Array, rows: Sequence[Array]) -> list[Array]:
+    """The latents (1, codes, dim) of each row of codes (codes,), at the trained positions.
+
+    Latent j is what the network knows before it reads code j, so a row's last code is never read.
+    """
+    longest = max(len(row) for row in rows)
+    codes = np.full((len(rows), longest), engine.dims["ar.start_code"], np.int64)
+    for padded, row in zip(codes, rows, strict=True):
+        padded[1 : len(row)] = row[:-1]
+    count = len(rows)
+    positions = np.broadcast_to(np.arange(longest), codes.shape)
+    cache = engine.new_cache(count, 1 + text.shape[1] + longest)
+    _, latents = engine.ar_step(
+        cache, codes, positions, np.repeat(voice, count, axis=0), np.repeat(text, count, axis=0)
+    )
+    return [latents[i : i + 1, : len(row)] for i, row in enumerate(rows)]

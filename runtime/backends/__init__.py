@@ -1,0 +1,55 @@
+"""Backends: one module each. ``open_engine`` chooses once; nothing after it asks which backend runs."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from ..engine import Engine
+from ..errors import BundleError, EngineError, MissingDependency, suggest
+
+BACKENDS = ("auto", "onnx", "torch", "fake")
+log = logging.getLogger("tortoise_rt")
+
+
+def open_engine(path: str | Path | None = None, backend: str = "auto", device: str = "auto") -> Engine:
+    """An engine from a bundle, or from a folder of checkpoints (torch). None means the demo bundle that ships.
+
+    ``backend`` "auto" takes onnx for a bundle and torch for checkpoints. A bundle with ``backend="torch"`` runs
+    the checkpoints that its manifest names. What is named here is used or refused, never replaced.
+    """
+    from .. import bundle as bundles
+
+    if backend not in BACKENDS:
+        raise EngineError(f"unknown backend {backend!r}. {suggest(backend, BACKENDS)}")
+    if backend == "fake":
+        from .fake import FakeEngine
+
+        return FakeEngine()
+    folder = bundles.demo_folder() if path is None else Path(path)
+    if not folder.is_dir():
+        raise BundleError(f"no engine at {folder}: it must be a bundle (tortoise-rt export) or a folder of checkpoints")
+    is_bundle = (folder / bundles.MANIFEST).is_file()
+    if backend == "onnx" or (backend == "auto" and is_bundle):
+        if not is_bundle:
+            raise BundleError(
+                f"{folder} is not an engine bundle (no {bundles.MANIFEST}). "
+                f"Make one: tortoise-rt export --checkpoints {folder} -o BUNDLE"
+            )
+        from .onnx import open_bundle
+
+        engine: Engine = open_bundle(bundles.read_bundle(folder), device)
+    else:
+        source = bundles.read_bundle(folder, verify=False).source_folder if is_bundle else folder
+        try:
+            from .torch import TorchEngine
+        except ImportError as error:
+            if error.name is None or not error.name.startswith("torch"):
+                raise
+            raise MissingDependency(
+                f"{source} holds checkpoints, which need PyTorch: pip install 'tortoise-rt[export]', "
+                "or export a bundle where PyTorch is installed"
+            ) from None
+        engine = TorchEngine(source, device)
+    log.info("engine: %s on %s from %s", engine.info.backend, engine.info.device, engine.info.source)
+    return engine

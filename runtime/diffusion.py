@@ -1,0 +1,171 @@
+"""Latents -> mel spectrogram by denoising diffusion (Ho et al. 2020, Nichol & Dhariwal 2021; DDIM: Song et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .config import DiffusionSettings
+from .engine import Array, Engine
+from .mel import denormalize_mel
+from .rng import Randomness
+from .spec import MELS, TRAINED_STEPS, codes_to_frames
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Constants of a schedule of ``len(timesteps)`` steps spaced over the trained ones. All (steps,) float64."""
+
+    timesteps: Array  #: int64, on the trained scale, ascending
+    betas: Array
+    alphas_cumprod: Array
+    alphas_cumprod_prev: Array
+    posterior_variance: Array
+    posterior_log_variance: Array  #: its first entry, log 0, replaced by the second
+    posterior_mean_coef1: Array  #: of the predicted mel
+    posterior_mean_coef2: Array  #: of the noisy mel
+    sqrt_recip_alphas_cumprod: Array
+    sqrt_recipm1_alphas_cumprod: Array
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+
+def spaced_timesteps(steps: int) -> Array:
+    """``steps`` of the trained timesteps, first and last included, rounded from an even spacing."""
+    stride = (TRAINED_STEPS - 1) / (steps - 1) if steps > 1 else 1.0
+    taken, place = [], 0.0
+    for _ in range(steps):
+        taken.append(round(place))
+        place += stride  # accumulated, as in the reference: the sum's rounding decides some of the steps
+    return np.array(sorted(set(taken)), np.int64)
+
+
+def make_schedule(steps: int) -> Schedule:
+    """The linear schedule (beta 1e-4 to 0.02 over 1000 steps, rescaled to the trained number), spaced to ``steps``."""
+    scale = 1000 / TRAINED_STEPS
+    trained = np.cumprod(1 - np.linspace(scale * 1e-4, scale * 0.02, TRAINED_STEPS))
+    timesteps = spaced_timesteps(steps)
+    cumprod = trained[timesteps]
+    betas = 1 - cumprod / np.append(1.0, cumprod[:-1])
+    cumprod = np.cumprod(1 - betas)
+    previous = np.append(1.0, cumprod[:-1])
+    variance = betas * (1 - previous) / (1 - cumprod)
+    floor = variance[1] if len(betas) > 1 else betas[0]
+    return Schedule(
+        timesteps=timesteps,
+        betas=betas,
+        alphas_cumprod=cumprod,
+        alphas_cumprod_prev=previous,
+        posterior_variance=variance,
+        posterior_log_variance=np.log(np.append(floor, variance[1:])),
+        posterior_mean_coef1=betas * np.sqrt(previous) / (1 - cumprod),
+        posterior_mean_coef2=(1 - previous) * np.sqrt(1 - betas) / (1 - cumprod),
+        sqrt_recip_alphas_cumprod=np.sqrt(1 / cumprod),
+        sqrt_recipm1_alphas_cumprod=np.sqrt(1 / cumprod - 1),
+    )
+
+
+def guidance_scale(k: float, step: int, steps: int) -> float:
+    """Strength of conditioning-free guidance at spaced step ``step``: ramps up from 0 as the mel clears."""
+    return k * (1 - step / steps)
+
+
+def frame_index(codes: int, frames: int) -> Array:
+    """(frames,) int64: the code each frame belongs to (nearest resize)."""
+    return np.arange(frames, dtype=np.int64) * codes // frames
+
+
+def latents_to_mel(
+    engine: Engine,
+    latents: Array,
+    voice: Array,
+    settings: DiffusionSettings,
+    rand: Randomness,
+    result: int = 0,
+    progress: Progress = lambda done, total: None,
+) -> Array:
+    """Latents (1, codes, dim) and the diffusion voice latent (1, voice_dim) -> log mel (1, MELS, frames)."""
+    codes = latents.shape[1]
+    frames = codes_to_frames(codes)
+    aligned, free = engine.run(
+        "diffusion_align", latents=latents, voice=voice, frame_index=frame_index(codes, frames)
+    )
+    x = rand.start_noise(result, (1, MELS, frames)).astype(np.float32) * np.float32(settings.temperature)
+    return denormalize_mel(denoise(engine, x, aligned, free, settings, rand, result, progress))
+
+
+def denoise(
+    engine: Engine,
+    x: Array,
+    aligned: Array,
+    free: Array,
+    settings: DiffusionSettings,
+    rand: Randomness,
+    result: int = 0,
+    progress: Progress = lambda done, total: None,
+    trace: Callable[[int, Array, Array], None] = lambda step, x, x_start: None,
+) -> Array:
+    """The sampling loop: noise x (1, MELS, frames), aligned (1, frames, dim) -> mel in [-1, 1].
+
+    With guidance the conditioned and the free row share every step. ``trace`` sees (step, x, predicted mel).
+    """
+    schedule = make_schedule(settings.iterations)
+    if settings.cond_free:
+        aligned = np.concatenate([aligned, np.broadcast_to(free, aligned.shape)])
+    rows = len(aligned)
+    sample = ddim_step if settings.sampler == "ddim" else ancestral_step
+    for done, i in enumerate(reversed(range(len(schedule)))):
+        timestep = np.full(rows, schedule.timesteps[i], np.float32)
+        (condition,) = engine.run("diffusion_condition", aligned=aligned, timestep=timestep)
+        (out,) = engine.run(
+            "diffusion_denoise", x=np.repeat(x, rows, axis=0), condition=condition, timestep=timestep
+        )
+        noise_estimate = out[:1, :MELS]
+        if settings.cond_free:
+            k = guidance_scale(settings.cond_free_k, i, len(schedule))
+            noise_estimate = np.float32(1 + k) * noise_estimate - np.float32(k) * out[1:, :MELS]
+        x_start = predict_start(schedule, i, x, noise_estimate)
+        noise = rand.step_noise(result, done, x.shape).astype(np.float32) if i > 0 else np.zeros_like(x)
+        x = sample(schedule, i, x, x_start, out[:1, MELS:], noise, settings.eta)
+        trace(done, x, x_start)
+        progress(done + 1, len(schedule))
+    return x
+
+
+def predict_start(schedule: Schedule, i: int, x: Array, noise_estimate: Array) -> Array:
+    """The clean mel that x and the estimated noise imply, clamped to [-1, 1]."""
+    recip = np.float32(schedule.sqrt_recip_alphas_cumprod[i])
+    recipm1 = np.float32(schedule.sqrt_recipm1_alphas_cumprod[i])
+    return np.clip(recip * x - recipm1 * noise_estimate, -1, 1)
+
+
+def ancestral_step(
+    schedule: Schedule, i: int, x: Array, x_start: Array, variance: Array, noise: Array, eta: float
+) -> Array:
+    """One step of DDPM; ``variance`` in [-1, 1] interpolates between the bounds of the log variance."""
+    mean = (
+        np.float32(schedule.posterior_mean_coef1[i]) * x_start + np.float32(schedule.posterior_mean_coef2[i]) * x
+    )
+    share = (variance + 1) / 2
+    log_variance = share * np.float32(np.log(schedule.betas[i])) + (1 - share) * np.float32(
+        schedule.posterior_log_variance[i]
+    )
+    return mean + np.exp(0.5 * log_variance) * noise
+
+
+def ddim_step(
+    schedule: Schedule, i: int, x: Array, x_start: Array, variance: Array, noise: Array, eta: float
+) -> Array:
+    """One step of DDIM, equation 12 of its paper; the noise is derived anew from the clamped mel."""
+    recip = np.float32(schedule.sqrt_recip_alphas_cumprod[i])
+    recipm1 = np.float32(schedule.sqrt_recipm1_alphas_cumprod[i])
+    estimate = (recip * x - x_start) / recipm1
+    now, previous = schedule.alphas_cumprod[i], schedule.alphas_cumprod_prev[i]
+    sigma = eta * np.sqrt((1 - previous) / (1 - now)) * np.sqrt(1 - now / previous)
+    direction = np.float32(np.sqrt(max(1 - previous - sigma**2, 0.0)))
+    return x_start * np.float32(np.sqrt(previous)) + direction * estimate + np.float32(sigma) * noise

@@ -1,0 +1,178 @@
+"""The engine: runs graphs, keeps key/value caches. Backends implement the underscored methods.
+
+Inputs are checked once, here, at the public methods; what lies behind them trusts its arguments.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import EngineError
+from .spec import GRAPHS, Dims, GraphSpec
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine is made of."""
+
+    backend: str  #: "onnx", "torch" or "fake"
+    device: str  #: where it runs, e.g. "cpu" or "cuda:0"
+    source: str  #: the bundle or checkpoint folder it was opened from
+    dims: Dims  #: dimensions of the model (see spec.DIM_KEYS)
+    graphs: frozenset[str]  #: names of the graphs it can run
+    tokenizer: Path | None  #: its tokenizer.json
+    defaults: Mapping[str, Any] = field(default_factory=dict)  #: defaults the bundle brings, e.g. {"decoder": "hifigan"}
+    notice: str = ""  #: what a user must be told, e.g. that the weights are random
+    fingerprint: str = ""  #: identifies the checkpoints; voice latents are tagged with it
+    precision: Mapping[str, str] = field(default_factory=dict)  #: graph -> precision, e.g. {"ar_step": "fp32"}
+
+
+@dataclass
+class KVCache:
+    """Keys and values of some autoregressive rows; opaque to everything but the backend that made it."""
+
+    state: Any  #: the backend's own storage
+    lengths: Array  #: (rows,) int64, positions held per row
+    capacity: int  #: positions there is room for
+
+    @property
+    def rows(self) -> int:
+        return len(self.lengths)
+
+
+class Engine(abc.ABC):
+    """Runs the graphs of one model on one device."""
+
+    info: EngineInfo
+
+    @property
+    def dims(self) -> Dims:
+        return self.info.dims
+
+    def has(self, *graphs: str) -> bool:
+        """Whether all of ``graphs`` can be run."""
+        return self.info.graphs.issuperset(graphs)
+
+    def run(self, graph: str, **inputs: Array) -> tuple[Array, ...]:
+        """Run a stateless graph. Inputs and outputs are NumPy arrays as in ``spec.GRAPHS``, outputs in its order."""
+        spec = self._spec(graph)
+        if spec.stateful:
+            raise EngineError(f'"{graph}" extends a cache: call ar_step()')
+        return self._run(graph, check_inputs(spec, self.dims, inputs))
+
+    def new_cache(self, rows: int, capacity: int) -> KVCache:
+        """An empty cache for ``rows`` rows of up to ``capacity`` positions each."""
+        self._spec("ar_step")
+        return KVCache(self._new_cache(rows, capacity), np.zeros(rows, np.int64), capacity)
+
+    def take_rows(self, cache: KVCache, rows: Sequence[int], capacity: int | None = None) -> KVCache:
+        """A new cache that copies ``rows`` of ``cache`` (repeats allowed), with room for ``capacity`` positions."""
+        index = np.asarray(rows, np.int64)
+        if len(index) == 0 or index.min() < 0 or index.max() >= cache.rows:
+            raise EngineError(f"rows {list(rows)} are not rows of a cache that has {cache.rows}")
+        lengths = cache.lengths[index]
+        capacity = cache.capacity if capacity is None else capacity
+        if capacity < lengths.max():
+            raise EngineError(f"a cache of {capacity} positions cannot hold rows of {lengths.max()}")
+        return KVCache(self._take_rows(cache, index, capacity), lengths, capacity)
+
+    def ar_step(
+        self,
+        cache: KVCache,
+        codes: Array,
+        code_positions: Array,
+        voice: Array | None = None,
+        text_ids: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """Append to ``cache``, in place: a voice and text (when given) and codes.
+
+        codes, code_positions: (rows, codes) int64; voice: (rows, dim); text_ids: (rows, text) int64
+        -> logits: (rows, vocabulary) after the last code; latents: (rows, codes, dim) at each code.
+        """
+        rows = cache.rows
+        inputs = {
+            "voice": np.zeros((rows, 0, self.dims["ar.dim"]), np.float32) if voice is None else np.asarray(voice)[:, None],
+            "text_ids": np.zeros((rows, 0), np.int64) if text_ids is None else text_ids,
+            "codes": codes,
+            "code_positions": code_positions,
+        }
+        checked = check_inputs(self._spec("ar_step"), self.dims, inputs)
+        if len(checked["codes"]) != rows:
+            raise EngineError(f"{len(checked['codes'])} rows of codes for a cache of {rows} rows")
+        check_range("codes", checked["codes"], self.dims["ar.mel_codes"])
+        check_range("code_positions", checked["code_positions"], self.dims["ar.mel_positions"])
+        check_range("text_ids", checked["text_ids"], self.dims["ar.text_ids"])
+        if checked["text_ids"].shape[1] > self.dims["ar.text_positions"]:
+            raise EngineError(
+                f"{checked['text_ids'].shape[1]} text ids; the model has {self.dims['ar.text_positions']} text positions"
+            )
+        new = sum(checked[n].shape[1] for n in ("voice", "text_ids", "codes"))
+        if cache.lengths.max() + new > cache.capacity:
+            raise EngineError(f"{cache.lengths.max()} + {new} positions exceed the cache's {cache.capacity}")
+        result = self._ar_step(cache, checked)
+        cache.lengths = cache.lengths + new
+        return result
+
+    def _spec(self, graph: str) -> GraphSpec:
+        if graph not in GRAPHS:
+            raise EngineError(f'no graph is called "{graph}". Graphs: {", ".join(GRAPHS)}')
+        if graph not in self.info.graphs:
+            raise EngineError(
+                f'{self.info.source} has no {GRAPHS[graph].network} network (graph "{graph}"). '
+                f"It has: {', '.join(sorted({GRAPHS[g].network for g in self.info.graphs}))}"
+            )
+        return GRAPHS[graph]
+
+    @abc.abstractmethod
+    def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]: ...
+
+    @abc.abstractmethod
+    def _new_cache(self, rows: int, capacity: int) -> Any: ...
+
+    @abc.abstractmethod
+    def _take_rows(self, cache: KVCache, rows: Array, capacity: int) -> Any: ...
+
+    @abc.abstractmethod
+    def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]: ...
+
+
+def check_inputs(spec: GraphSpec, dims: Dims, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Contiguous arrays of the right names, dtypes and dimensions, or an EngineError that says what is wrong."""
+    names = [t.name for t in spec.inputs]
+    if set(inputs) != set(names):
+        raise EngineError(f'graph "{spec.name}" takes {names}, not {sorted(inputs)}')
+    free: dict[str, tuple[int, str]] = {}
+    checked = {}
+    for tensor in spec.inputs:
+        array = np.asarray(inputs[tensor.name])
+        if array.dtype != tensor.dtype:
+            if np.dtype(tensor.dtype).kind != array.dtype.kind:
+                raise EngineError(f'graph "{spec.name}": {tensor.name} must be {tensor.dtype}, not {array.dtype}')
+            array = array.astype(tensor.dtype)
+        if array.ndim != len(tensor.dims):
+            raise EngineError(f'graph "{spec.name}": {tensor.name} must be {tensor.dims}, not of shape {array.shape}')
+        for dim, size in zip(tensor.dims, array.shape, strict=True):
+            if isinstance(dim, str) and "." not in dim:
+                want, where = free.setdefault(dim, (size, tensor.name))
+            else:
+                want, where = (dim, "the model") if isinstance(dim, int) else (dims[dim], "the model")
+            if size != want:
+                raise EngineError(
+                    f'graph "{spec.name}": {tensor.name} has {size} {dim} where {where} has {want} (shape {array.shape})'
+                )
+        checked[tensor.name] = np.ascontiguousarray(array)
+    return checked
+
+
+def check_range(name: str, ids: Array, size: int) -> None:
+    """Raise an EngineError unless all of ``ids`` lie in [0, size)."""
+    if ids.size and (ids.min() < 0 or ids.max() >= size):
+        raise EngineError(f"{name} holds {ids.min()} to {ids.max()}; the table has {size} rows")

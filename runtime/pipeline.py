@@ -1,0 +1,243 @@
+"""The stages in order: text and voice -> codes -> best codes -> latents -> mel -> wav. START HERE."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import autoregressive, diffusion, ranking, vocoder
+from .config import Settings
+from .engine import Array, Engine
+from .errors import EngineError, SettingsError, TextError, VoiceError
+from .mel import ar_mel, conditioning_clip, diffusion_clip, univnet_mel
+from .rng import MAX_SEED, Philox, Randomness
+from .spec import SAMPLE_RATE
+from .text import Tokenizer
+from .voice import Voice, VoiceLatents
+
+#: called with (stage, done, total): "sampling", "ranking", "latents", "diffusion", "vocoder"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Result:
+    """What a synthesis made. Lists hold one entry per candidate, best first."""
+
+    wavs: list[Array]  #: (samples,) float32, 24 kHz, in [-1, 1]
+    codes: Array  #: (samples drawn, code limit) int64, as drawn, padded with stop
+    scores: Array  #: (samples drawn,) rank scores; zeros when there was nothing to choose from
+    chosen: Array  #: (candidates,) indices into codes
+    latents: list[Array]  #: (1, codes, dim), trimmed to what was decoded
+    mels: list[Array]  #: (1, MELS, frames) log mel; empty with the HiFi-GAN decoder
+    voice: VoiceLatents
+    stop_code: int
+    seed: int | None = None
+    seconds: dict[str, float] = field(default_factory=dict)  #: time per stage
+
+    @property
+    def audio_seconds(self) -> float:
+        """Length of all clips together."""
+        return sum(len(wav) for wav in self.wavs) / SAMPLE_RATE
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chosen sample ended by itself, rather than at the limit of codes."""
+        return bool((self.codes[self.chosen] == self.stop_code).any(axis=1).all())
+
+
+class Pipeline:
+    """Synthesis with one engine."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer | None = None) -> None:
+        self.engine = engine
+        if tokenizer is None and engine.info.tokenizer is not None:
+            tokenizer = Tokenizer(engine.info.tokenizer)
+        self.tokenizer = tokenizer
+
+    def encode(self, text: str | Sequence[int]) -> list[int]:
+        """Text -> token ids; ids pass through."""
+        if not isinstance(text, str):
+            return [int(i) for i in text]
+        if self.tokenizer is None:
+            raise TextError(f"{self.engine.info.source} has no tokenizer.json: put the model's beside its checkpoints")
+        return self.tokenizer.encode(text)
+
+    def voice_latents(self, clips: Sequence[Array]) -> VoiceLatents:
+        """Clips (samples,) at 22.05 kHz -> the latents of their common voice."""
+        if not len(clips):
+            raise VoiceError("a voice needs at least one clip")
+        auto = mean_latent(self.engine, "ar_voice", voice_mels(clips))
+        spoken = None
+        if self.engine.has("diffusion_voice"):
+            mels = univnet_mel(np.stack([diffusion_clip(clip) for clip in clips]))
+            spoken = mean_latent(self.engine, "diffusion_voice", mels)
+        return VoiceLatents(auto, spoken, self.engine.info.fingerprint)
+
+    def random_latents(self, rand: Randomness) -> VoiceLatents:
+        """The latents of a voice that does not exist."""
+        dims = self.engine.dims
+        (auto,) = self.engine.run("rlg_auto", noise=rand.voice_noise("auto", dims["ar.dim"]))
+        spoken = None
+        if self.engine.has("rlg_diffuser", "diffusion_denoise"):
+            noise = rand.voice_noise("diffusion", dims["diffusion.voice_dim"])
+            (spoken,) = self.engine.run("rlg_diffuser", noise=noise)
+        return VoiceLatents(auto, spoken, self.engine.info.fingerprint)
+
+    def synthesize(
+        self,
+        text: str | Sequence[int],
+        voice: Voice | VoiceLatents | None,
+        settings: Settings,
+        seed: int | Randomness,
+        progress: Progress = lambda stage, done, total: None,
+    ) -> Result:
+        """Say ``text`` in ``voice`` (None: a random one). The seed alone decides every random number."""
+        rand = Philox(check_seed(seed)) if isinstance(seed, int) else seed
+        seconds: dict[str, float] = {}
+        self._check_networks(settings)
+        ids = self.encode(text)
+        row = autoregressive.text_row(ids, self.engine.dims)
+        autoregressive.code_limit(settings.ar, self.engine.dims)
+
+        with timed(seconds, "voice"):
+            latents, clip_mels = self._resolve(voice, settings, rand)
+        with timed(seconds, "sampling"):
+            codes = autoregressive.sample_codes(
+                self.engine, latents.auto, row, settings.ar, rand, lambda *n: progress("sampling", *n)
+            )
+        stop = self.engine.dims["ar.stop_code"]
+        fixed = autoregressive.fix_codes(codes, stop)
+        with timed(seconds, "ranking"):
+            scores = self._scores(ids, fixed, settings, clip_mels, progress)
+        chosen = ranking.best(scores, settings.candidates)
+        with timed(seconds, "latents"):
+            spoken = [fixed[i, : autoregressive.spoken_length(fixed[i])] for i in chosen]
+            code_latents = autoregressive.code_latents(self.engine, latents.auto, row, spoken)
+        used = getattr(rand, "seed", None)
+        result = Result([], codes, scores, chosen, code_latents, [], latents, stop, used, seconds)
+        decode = self._hifigan if settings.decoder == "hifigan" else self._diffuse
+        for number in range(len(chosen)):
+            decode(result, number, settings, rand, progress)
+        return result
+
+    def _diffuse(
+        self, result: Result, number: int, settings: Settings, rand: Randomness, progress: Progress
+    ) -> None:
+        count = len(result.chosen)
+        with timed(result.seconds, "diffusion"):
+            mel = diffusion.latents_to_mel(
+                self.engine,
+                result.latents[number],
+                _present(result.voice.diffusion),
+                settings.diffusion,
+                rand,
+                number,
+                lambda done, total: progress("diffusion", number * total + done, count * total),
+            )
+        with timed(result.seconds, "vocoder"):
+            noise = rand.vocoder_noise(number, vocoder.noise_shape(mel)).astype(np.float32)
+            wav = vocoder.univnet(self.engine, mel, noise)[0]
+        progress("vocoder", number + 1, count)
+        result.mels.append(mel)
+        result.wavs.append(wav)
+
+    def _hifigan(
+        self, result: Result, number: int, settings: Settings, rand: Randomness, progress: Progress
+    ) -> None:
+        with timed(result.seconds, "vocoder"):
+            wav = vocoder.hifigan(self.engine, result.latents[number], result.voice.auto)[0]
+        progress("vocoder", number + 1, len(result.chosen))
+        result.wavs.append(wav)
+
+    def _scores(
+        self, ids: Sequence[int], fixed: Array, settings: Settings, clip_mels: Array | None, progress: Progress
+    ) -> Array:
+        if len(fixed) == settings.candidates:  # nothing to choose: keep them in the order drawn
+            return np.zeros(len(fixed), np.float32)
+        progress("ranking", 0, len(fixed))
+        scores = ranking.rank(self.engine, ids, fixed, settings.cvvp_amount, clip_mels)
+        progress("ranking", len(fixed), len(fixed))
+        return scores
+
+    def _check_networks(self, settings: Settings) -> None:
+        """Raise before any work when the engine lacks a network that ``settings`` need."""
+        needed = ["ar_step"]
+        needed += ["hifigan"] if settings.decoder == "hifigan" else ["diffusion_denoise", "univnet"]
+        if settings.ar.samples > settings.candidates:
+            needed += ["clvp_speech"] * (settings.cvvp_amount < 1) + ["cvvp_speech"] * (settings.cvvp_amount > 0)
+        missing = [graph for graph in needed if not self.engine.has(graph)]
+        if missing:
+            remedy = {"hifigan": "--decoder diffusion", "clvp_speech": "as many --candidates as --samples"}
+            raise EngineError(
+                f"{self.engine.info.source} lacks {', '.join(missing)}; "
+                f"use {remedy.get(missing[0], '--decoder hifigan')} or an engine that has it"
+            )
+
+    def _resolve(
+        self, voice: Voice | VoiceLatents | None, settings: Settings, rand: Randomness
+    ) -> tuple[VoiceLatents, Array | None]:
+        """-> (latents, mels of the clips where CVVP needs them)."""
+        if voice is None:
+            latents, mels = self.random_latents(rand), None
+        elif isinstance(voice, VoiceLatents):
+            latents, mels = voice, None
+        elif voice.latents is not None:
+            latents, mels = voice.latents, None
+        else:
+            latents = self.voice_latents(voice.clips)
+            mels = voice_mels(voice.clips) if settings.cvvp_amount > 0 else None
+        self._check_latents(latents, settings)
+        return latents, mels
+
+    def _check_latents(self, latents: VoiceLatents, settings: Settings) -> None:
+        dims = self.engine.dims
+        if latents.auto.shape[-1] != dims["ar.dim"]:
+            raise VoiceError(
+                f"the voice's latent has {latents.auto.shape[-1]} values; this model's have {dims['ar.dim']}: "
+                "compute latents with this model from the voice's clips"
+            )
+        if settings.decoder == "diffusion":
+            if latents.diffusion is None:
+                raise VoiceError("the voice has no diffusion latent: use --decoder hifigan or the voice's clips")
+            if latents.diffusion.shape[-1] != dims["diffusion.voice_dim"]:
+                raise VoiceError(
+                    f"the voice's diffusion latent has {latents.diffusion.shape[-1]} values; "
+                    f"this model's have {dims['diffusion.voice_dim']}"
+                )
+
+
+def voice_mels(clips: Sequence[Array]) -> Array:
+    """What the autoregressive voice encoder and CVVP hear of clips: (clips, AR_MELS, frames)."""
+    return ar_mel(np.stack([conditioning_clip(clip) for clip in clips]))
+
+
+def mean_latent(engine: Engine, graph: str, mels: Array) -> Array:
+    """One latent per clip, one clip at a time, averaged -> (1, dim)."""
+    latents = [engine.run(graph, mel=mel[None])[0] for mel in mels]
+    return np.mean(latents, axis=0)
+
+
+def check_seed(seed: int) -> int:
+    """``seed`` itself; raises SettingsError when it is out of range."""
+    if isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
+        raise SettingsError(f"seed is {seed}; it must be from 0 to {MAX_SEED}")
+    return int(seed)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds the time the block takes to ``seconds[stage]``."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _present(latent: Array | None) -> Array:
+    assert latent is not None  # _check_latents saw to it
+    return latent

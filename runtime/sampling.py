@@ -1,0 +1,94 @@
+"""Drawing a mel code from logits: repetition penalty, typical, temperature, top-k, top-p, in this order.
+
+The order and the ties are those of the reference's samplers (Hugging Face generate). All functions take one
+row of logits (vocabulary,) float32; a filtered distribution is a pair of ids, ascending, and their scores.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .config import ARSettings
+
+Array = np.ndarray
+
+
+def penalize(logits: Array, seen: Array, penalty: float) -> Array:
+    """Divides positive and multiplies negative logits of ``seen`` codes (vocabulary,) bool by ``penalty``."""
+    scaled = np.where(logits < 0, logits * np.float32(penalty), logits / np.float32(penalty))
+    return np.where(seen, scaled, logits)
+
+
+def softmax(scores: Array) -> Array:
+    """Over the last axis, in float64."""
+    exponent = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
+    return exponent / exponent.sum(axis=-1, keepdims=True)
+
+
+def keep_typical(scores: Array, mass: float) -> Array:
+    """Mask of the locally typical codes (arXiv:2202.00666): nearest to the entropy until ``mass`` is reached."""
+    probabilities = softmax(scores)
+    information = -np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+    distance = np.abs(information - (probabilities * information).sum())
+    order = np.argsort(distance, kind="stable")
+    last = min(int((np.cumsum(probabilities[order]) < mass).sum()), len(order) - 1)
+    return distance <= distance[order[last]]
+
+
+def keep_top_k(scores: Array, k: int) -> Array:
+    """Mask of the ``k`` largest and all that tie with the last of them; k = 0 keeps everything."""
+    if k == 0 or k >= len(scores):
+        return np.ones(len(scores), bool)
+    return scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
+
+
+def keep_top_p(scores: Array, mass: float) -> Array:
+    """Mask of the nucleus: the most likely codes that together reach ``mass``; at least one."""
+    order = np.argsort(scores, kind="stable")
+    keep = np.ones(len(scores), bool)
+    keep[order[np.cumsum(softmax(scores)[order]) <= 1 - mass]] = False
+    keep[order[-1]] = True
+    return keep
+
+
+def distribution(logits: Array, seen: Array, settings: ARSettings) -> tuple[Array, Array]:
+    """-> (ids ascending, probabilities float64) of the codes that may be drawn."""
+    scores = penalize(logits, seen, settings.repetition_penalty)
+    ids = np.arange(len(scores))
+    if settings.typical:
+        ids = ids[keep_typical(scores, settings.typical_mass)]
+    scores = scores[ids] / np.float32(settings.temperature)
+    keep = keep_top_k(scores, settings.top_k)
+    ids, scores = ids[keep], scores[keep]
+    if settings.top_p < 1:
+        keep = keep_top_p(scores, settings.top_p)
+        ids, scores = ids[keep], scores[keep]
+    return ids, softmax(scores)
+
+
+def draw(logits: Array, seen: Array, u: float, forbidden: int, settings: ARSettings) -> int:
+    """The code that the uniform number ``u`` selects: the first whose cumulative probability exceeds it.
+
+    ``forbidden`` (the start code) is never drawn: where u falls on it, u's place within that interval
+    selects among the others, which is the distribution without it and leaves all other draws as they are.
+    """
+    if settings.greedy:
+        scores = penalize(logits, seen, settings.repetition_penalty)
+        scores[forbidden] = -np.inf
+        return int(scores.argmax())
+    ids, probabilities = distribution(logits, seen, settings)
+    choice, low, width = _select(probabilities, u)
+    if ids[choice] == forbidden:
+        if len(ids) == 1:
+            return draw(np.where(np.arange(len(logits)) == forbidden, -np.inf, logits), seen, u, forbidden, settings)
+        others = ids != forbidden
+        ids, probabilities = ids[others], probabilities[others]
+        choice, _, _ = _select(probabilities / probabilities.sum(), (u - low) / width)
+    return int(ids[choice])
+
+
+def _select(probabilities: Array, u: float) -> tuple[int, float, float]:
+    """-> (index that u selects, where its interval begins, its width)."""
+    ends = np.cumsum(probabilities)
+    choice = min(int(np.searchsorted(ends, u, side="right")), len(ends) - 1)
+    return choice, float(ends[choice] - probabilities[choice]), float(probabilities[choice])

@@ -1,0 +1,1 @@
+"""Decides which rows run together."""
