@@ -142,7 +142,9 @@ def unfold_weight_norm(weights: Mapping[str, Tensor], keep: tuple[str, ...] = ()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--size", choices=("tiny", "official"), default="tiny")
     parser.add_argument("--networks", help="comma-separated; default: all")

@@ -84,7 +84,9 @@ def _check_output(output: Path, source: Checkpoints, force: bool) -> None:
         raise OutputError(f"{output.parent} is not writable")
     free, needed = shutil.disk_usage(output.parent).free, _weight_bytes(source) + SPACE_MARGIN
     if free < needed:
-        raise OutputError(f"{output.parent} has {free >> 20} MiB free; the bundle needs about {needed >> 20} MiB")
+        raise OutputError(
+            f"{output.parent} has {free >> 20} MiB free; the bundle needs about {needed >> 20} MiB"
+        )
 
 
 def _weight_bytes(source: Checkpoints) -> int:

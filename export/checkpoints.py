@@ -64,7 +64,9 @@ class Checkpoints:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise CheckpointError(f"no folder {self.folder}: give the folder that holds autoregressive.pth and the others")
+            raise CheckpointError(
+                f"no folder {self.folder}: give the folder that holds autoregressive.pth and the others"
+            )
         self.networks = tuple(n for n, file in CHECKPOINT_FILES.items() if (self.folder / file).is_file())
         if not self.networks:
             raise CheckpointError(

@@ -53,14 +53,18 @@ def check_graphs(engine: Engine, source: Checkpoints, seed: int = 0) -> Iterator
         if loaded is None or loaded[0] != spec.network:
             loaded = (spec.network, source.load(spec.network))
         rng = np.random.default_rng(seed)
-        trials = TRIALS if spec.name != "univnet" else tuple({**t, "frames": max(t["frames"], 8)} for t in TRIALS)
+        trials = (
+            TRIALS if spec.name != "univnet" else tuple({**t, "frames": max(t["frames"], 8)} for t in TRIALS)
+        )
         if spec.stateful:
             error = max(_step_error(engine, loaded[1], trial, rng) for trial in trials)
         else:
             error = max(_graph_error(engine, spec, loaded[1], trial, rng) for trial in trials)
         parity = GraphParity(spec.name, error, BOUND_FP32, engine.info.precision.get(spec.name, "fp32"))
         if not parity.ok:
-            raise ExportError(f"{spec.name} differs from its module by {error:.2e} of the range; the bound is {parity.bound:g}")
+            raise ExportError(
+                f"{spec.name} differs from its module by {error:.2e} of the range; the bound is {parity.bound:g}"
+            )
         yield parity
 
 
@@ -72,14 +76,14 @@ def relative_error(got: Array, wanted: Array) -> float:
     return float(np.abs(got.astype(np.float64) - wanted).max() / spread)
 
 
-def random_inputs(spec: GraphSpec, dims: Dims, sizes: dict[str, int], rng: np.random.Generator) -> dict[str, Array]:
+def random_inputs(
+    spec: GraphSpec, dims: Dims, sizes: dict[str, int], rng: np.random.Generator
+) -> dict[str, Array]:
     """Plausible random inputs of a stateless graph."""
     sizes = {**sizes, "codes": min(sizes["codes"], dims.get("ar.mel_positions", 1 << 30))}
     inputs = {}
     for tensor in spec.inputs:
-        shape = tuple(
-            d if isinstance(d, int) else dims[d] if "." in d else sizes[d] for d in tensor.dims
-        )
+        shape = tuple(d if isinstance(d, int) else dims[d] if "." in d else sizes[d] for d in tensor.dims)
         if tensor.name == "frame_index":
             inputs[tensor.name] = np.arange(shape[0]) * sizes["codes"] // shape[0]
         elif tensor.name == "timestep":
@@ -106,7 +110,9 @@ def _graph_error(
 
 
 @torch.inference_mode()
-def _step_error(engine: Engine, module: torch.nn.Module, sizes: dict[str, int], rng: np.random.Generator) -> float:
+def _step_error(
+    engine: Engine, module: torch.nn.Module, sizes: dict[str, int], rng: np.random.Generator
+) -> float:
     """Prefill, fork and cached decode on the engine against the module's whole-sequence forward."""
     assert isinstance(module, UnifiedVoice)
     dims = engine.dims
@@ -122,7 +128,9 @@ def _step_error(engine: Engine, module: torch.nn.Module, sizes: dict[str, int], 
     logits, _ = engine.ar_step(cache, codes[:1, :1], np.zeros((1, 1), np.int64), voice, text)
     cache = engine.take_rows(cache, [0] * rows)
     _, wanted = module(
-        torch.from_numpy(voice).expand(rows, -1), torch.from_numpy(text).expand(rows, -1), torch.from_numpy(codes)
+        torch.from_numpy(voice).expand(rows, -1),
+        torch.from_numpy(text).expand(rows, -1),
+        torch.from_numpy(codes),
     )
     error = relative_error(logits, wanted[:1, 0].numpy())
     for position in range(1, codes.shape[1]):

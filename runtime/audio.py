@@ -155,7 +155,9 @@ def _write(path: Path, wav: np.ndarray, rate: int, suffix: str, synthetic: bool,
     with soundfile.SoundFile(path, "w", rate, channels=1, format=kind, subtype=subtype) as file:
         # Text goes in before the samples: in a wav it then precedes them, where every reader looks.
         file.software = f"tortoise-rt {__version__}"
-        file.comment = " ".join(filter(None, [SYNTHETIC_NOTICE if synthetic else "", comment]))
+        said = " ".join(filter(None, [SYNTHETIC_NOTICE if synthetic else "", comment]))
+        if said:  # libsndfile refuses an empty one
+            file.comment = said
         for first in range(0, len(wav), _BLOCK):
             file.write(wav[first : first + _BLOCK])
 

@@ -23,7 +23,7 @@ def text_row(ids: Sequence[int], dims: Dims) -> Array:
     if not len(ids):
         raise TextError("there is nothing to say: the text is empty once cleaned")
     if len(ids) > limit:
-        raise TextError(f'text is {len(ids)} tokens; the limit is {limit}: split it into sentences')
+        raise TextError(f"text is {len(ids)} tokens; the limit is {limit}: split it into sentences")
     return np.array([[dims["ar.start_text"], *ids, STOP_TEXT, STOP_TEXT]], np.int64)
 
 
@@ -33,7 +33,9 @@ def code_limit(settings: ARSettings, dims: Dims) -> int:
     if settings.max_mel_tokens is None:
         return min(DEFAULT_MAX_MEL_TOKENS, room)
     if settings.max_mel_tokens > room:
-        raise SettingsError(f"max_mel_tokens is {settings.max_mel_tokens}; this model has positions for {room}")
+        raise SettingsError(
+            f"max_mel_tokens is {settings.max_mel_tokens}; this model has positions for {room}"
+        )
     return settings.max_mel_tokens
 
 
@@ -129,6 +131,12 @@ def spoken_length(codes: Array) -> int:
         if run > CALM_RUN:
             return i
     return len(codes)
+
+
+def stopped_length(codes: Array, stop: int) -> int:
+    """Codes (codes,) of a row as drawn up to its stop, which counts, or all."""
+    stops = np.flatnonzero(codes == stop)
+    return int(stops[0]) + 1 if len(stops) else len(codes)
 
 
 def code_latents(engine: Engine, voice: Array, text: Array, rows: Sequence[Array]) -> list[Array]:

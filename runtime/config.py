@@ -16,7 +16,9 @@ KV_POSITIONS = ("trained", "upstream")
 MAX_SAMPLES = 4096
 
 
-def _check(name: str, value: Any, low: float, high: float, *, above: bool = False, integer: bool = False) -> None:
+def _check(
+    name: str, value: Any, low: float, high: float, *, above: bool = False, integer: bool = False
+) -> None:
     """Raise a SettingsError unless low <= value <= high (low < value with ``above``)."""
     kind = "an integer" if integer else "a number"
     number = isinstance(value, int) if integer else isinstance(value, (int, float))
@@ -47,7 +49,9 @@ class ARSettings:
     top_p: float = 0.8  #: nucleus: smallest set of codes with this much probability
     top_k: int = 50  #: only this many most likely codes; 0 turns it off
     repetition_penalty: float = 2.0  #: divides (or multiplies) the logits of codes already drawn
-    length_penalty: float = 1.0  #: accepted for compatibility; without effect when sampling, as in the reference
+    length_penalty: float = (
+        1.0  #: accepted for compatibility; without effect when sampling, as in the reference
+    )
     typical: bool = False  #: locally typical sampling (arXiv:2202.00666)
     typical_mass: float = 0.9  #: its probability mass
     greedy: bool = False  #: the most likely code each time, nothing random
@@ -125,7 +129,12 @@ _COMMON: Mapping[str, Any] = {
     "diffusion_temperature": 1.0,
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "ultra_fast": {**_COMMON, "num_autoregressive_samples": 16, "diffusion_iterations": 30, "cond_free": False},
+    "ultra_fast": {
+        **_COMMON,
+        "num_autoregressive_samples": 16,
+        "diffusion_iterations": 30,
+        "cond_free": False,
+    },
     "fast": {**_COMMON, "num_autoregressive_samples": 96, "diffusion_iterations": 80},
     "standard": {**_COMMON, "num_autoregressive_samples": 256, "diffusion_iterations": 200},
     "high_quality": {**_COMMON, "num_autoregressive_samples": 256, "diffusion_iterations": 400},
@@ -174,7 +183,9 @@ def make_settings(preset: str | None = None, **arguments: Any) -> Settings:
     # One greedy draw is all there is to draw.
     if parts["ar"].get("greedy") and "num_autoregressive_samples" not in arguments:
         parts["ar"]["samples"] = parts[""].get("candidates", 1)
-    return Settings(ar=ARSettings(**parts["ar"]), diffusion=DiffusionSettings(**parts["diffusion"]), **parts[""])
+    return Settings(
+        ar=ARSettings(**parts["ar"]), diffusion=DiffusionSettings(**parts["diffusion"]), **parts[""]
+    )
 
 
 def replace(settings: Settings, **arguments: Any) -> Settings:

@@ -149,7 +149,8 @@ def ancestral_step(
 ) -> Array:
     """One step of DDPM; ``variance`` in [-1, 1] interpolates between the bounds of the log variance."""
     mean = (
-        np.float32(schedule.posterior_mean_coef1[i]) * x_start + np.float32(schedule.posterior_mean_coef2[i]) * x
+        np.float32(schedule.posterior_mean_coef1[i]) * x_start
+        + np.float32(schedule.posterior_mean_coef2[i]) * x
     )
     share = (variance + 1) / 2
     log_variance = share * np.float32(np.log(schedule.betas[i])) + (1 - share) * np.float32(

@@ -29,10 +29,14 @@ class EngineInfo:
     dims: Dims  #: dimensions of the model (see spec.DIM_KEYS)
     graphs: frozenset[str]  #: names of the graphs it can run
     tokenizer: Path | None  #: its tokenizer.json
-    defaults: Mapping[str, Any] = field(default_factory=dict)  #: defaults the bundle brings, e.g. {"decoder": "hifigan"}
+    defaults: Mapping[str, Any] = field(
+        default_factory=dict
+    )  #: defaults the bundle brings, e.g. {"decoder": "hifigan"}
     notice: str = ""  #: what a user must be told, e.g. that the weights are random
     fingerprint: str = ""  #: identifies the checkpoints; voice latents are tagged with it
-    precision: Mapping[str, str] = field(default_factory=dict)  #: graph -> precision, e.g. {"ar_step": "fp32"}
+    precision: Mapping[str, str] = field(
+        default_factory=dict
+    )  #: graph -> precision, e.g. {"ar_step": "fp32"}
 
 
 @dataclass
@@ -99,7 +103,9 @@ class Engine(abc.ABC):
         """
         rows = cache.rows
         inputs = {
-            "voice": np.zeros((rows, 0, self.dims["ar.dim"]), np.float32) if voice is None else np.asarray(voice)[:, None],
+            "voice": np.zeros((rows, 0, self.dims["ar.dim"]), np.float32)
+            if voice is None
+            else np.asarray(voice)[:, None],
             "text_ids": np.zeros((rows, 0), np.int64) if text_ids is None else text_ids,
             "codes": codes,
             "code_positions": code_positions,
@@ -155,10 +161,14 @@ def check_inputs(spec: GraphSpec, dims: Dims, inputs: Mapping[str, Array]) -> di
         array = np.asarray(inputs[tensor.name])
         if array.dtype != tensor.dtype:
             if np.dtype(tensor.dtype).kind != array.dtype.kind:
-                raise EngineError(f'graph "{spec.name}": {tensor.name} must be {tensor.dtype}, not {array.dtype}')
+                raise EngineError(
+                    f'graph "{spec.name}": {tensor.name} must be {tensor.dtype}, not {array.dtype}'
+                )
             array = array.astype(tensor.dtype)
         if array.ndim != len(tensor.dims):
-            raise EngineError(f'graph "{spec.name}": {tensor.name} must be {tensor.dims}, not of shape {array.shape}')
+            raise EngineError(
+                f'graph "{spec.name}": {tensor.name} must be {tensor.dims}, not of shape {array.shape}'
+            )
         for dim, size in zip(tensor.dims, array.shape, strict=True):
             if isinstance(dim, str) and "." not in dim:
                 want, where = free.setdefault(dim, (size, tensor.name))

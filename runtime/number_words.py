@@ -140,9 +140,10 @@ def _say_ordinal(match: re.Match[str]) -> str:
 
 
 def _split_decimal(match: re.Match[str]) -> str:
-    """Zeros after the point are said one by one ("0.05": zero point zero five), the rest as one number."""
+    """Zeros before other decimals are said one by one ("0.05": zero point zero five), the rest as one number."""
     whole, zeros, rest = match.groups()
-    return f"{whole} point {'0 ' * len(zeros)}{rest}"
+    spaced = "0 " * len(zeros) if rest != "0" else ""  # "2.00": two point zero
+    return f"{whole} point {spaced}{rest}"
 
 
 def _split_money(match: re.Match[str]) -> str:

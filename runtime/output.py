@@ -22,9 +22,8 @@ def complete_file(path: Path) -> Iterator[Path]:
         raise OutputError(f"the folder {path.parent} does not exist: create it, or write elsewhere")
     if path.is_dir():
         raise OutputError(f"{path} is a folder: give the name of a file")
-    unfinished = path.with_name(
-        f".{secrets.token_hex(8)}.part"
-    )  # short: the name itself may be as long as names can be
+    # Not made from the file's own name, which may already be as long as names can be.
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         yield unfinished
         os.replace(unfinished, path)

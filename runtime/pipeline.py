@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import autoregressive, diffusion, ranking, vocoder
+from .audio import conditioning_clip, diffusion_clip
 from .config import Settings
 from .engine import Array, Engine
 from .errors import EngineError, SettingsError, TextError, VoiceError
-from .mel import ar_mel, conditioning_clip, diffusion_clip, univnet_mel
+from .mel import ar_mel, univnet_mel
 from .rng import MAX_SEED, Philox, Randomness
 from .spec import SAMPLE_RATE
 from .text import Tokenizer
@@ -63,7 +64,9 @@ class Pipeline:
         if not isinstance(text, str):
             return [int(i) for i in text]
         if self.tokenizer is None:
-            raise TextError(f"{self.engine.info.source} has no tokenizer.json: put the model's beside its checkpoints")
+            raise TextError(
+                f"{self.engine.info.source} has no tokenizer.json: put the model's beside its checkpoints"
+            )
         return self.tokenizer.encode(text)
 
     def voice_latents(self, clips: Sequence[Array]) -> VoiceLatents:
@@ -115,7 +118,10 @@ class Pipeline:
             scores = self._scores(ids, fixed, settings, clip_mels, progress)
         chosen = ranking.best(scores, settings.candidates)
         with timed(seconds, "latents"):
-            spoken = [fixed[i, : autoregressive.spoken_length(fixed[i])] for i in chosen]
+            if settings.decoder == "hifigan":  # learned on codes as drawn, without the silence behind them
+                spoken = [codes[i, : autoregressive.stopped_length(codes[i], stop)] for i in chosen]
+            else:
+                spoken = [fixed[i, : autoregressive.spoken_length(fixed[i])] for i in chosen]
             code_latents = autoregressive.code_latents(self.engine, latents.auto, row, spoken)
         used = getattr(rand, "seed", None)
         result = Result([], codes, scores, chosen, code_latents, [], latents, stop, used, seconds)
@@ -154,7 +160,12 @@ class Pipeline:
         result.wavs.append(wav)
 
     def _scores(
-        self, ids: Sequence[int], fixed: Array, settings: Settings, clip_mels: Array | None, progress: Progress
+        self,
+        ids: Sequence[int],
+        fixed: Array,
+        settings: Settings,
+        clip_mels: Array | None,
+        progress: Progress,
     ) -> Array:
         if len(fixed) == settings.candidates:  # nothing to choose: keep them in the order drawn
             return np.zeros(len(fixed), np.float32)
@@ -168,7 +179,9 @@ class Pipeline:
         needed = ["ar_step"]
         needed += ["hifigan"] if settings.decoder == "hifigan" else ["diffusion_denoise", "univnet"]
         if settings.ar.samples > settings.candidates:
-            needed += ["clvp_speech"] * (settings.cvvp_amount < 1) + ["cvvp_speech"] * (settings.cvvp_amount > 0)
+            needed += ["clvp_speech"] * (settings.cvvp_amount < 1) + ["cvvp_speech"] * (
+                settings.cvvp_amount > 0
+            )
         missing = [graph for graph in needed if not self.engine.has(graph)]
         if missing:
             remedy = {"hifigan": "--decoder diffusion", "clvp_speech": "as many --candidates as --samples"}
@@ -202,7 +215,9 @@ class Pipeline:
             )
         if settings.decoder == "diffusion":
             if latents.diffusion is None:
-                raise VoiceError("the voice has no diffusion latent: use --decoder hifigan or the voice's clips")
+                raise VoiceError(
+                    "the voice has no diffusion latent: use --decoder hifigan or the voice's clips"
+                )
             if latents.diffusion.shape[-1] != dims["diffusion.voice_dim"]:
                 raise VoiceError(
                     f"the voice's diffusion latent has {latents.diffusion.shape[-1]} values; "

@@ -65,7 +65,7 @@ _OPCODES = frozenset(
         "SHORT_BINUNICODE",
     ]
 )
-_STORAGES = {
+_STORAGES: dict[str, np.dtype[Any]] = {
     "FloatStorage": np.dtype("<f4"),
     "DoubleStorage": np.dtype("<f8"),
     "HalfStorage": np.dtype("<f2"),

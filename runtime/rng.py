@@ -6,12 +6,18 @@ the batch, on its size or on the order of work.
 
 from __future__ import annotations
 
+import secrets
 from typing import Protocol
 
 import numpy as np
 
 _STAGES = ("sample", "diffusion_start", "diffusion_step", "vocoder", "voice_auto", "voice_diffusion")
 MAX_SEED = 2**63 - 1
+
+
+def fresh_seed() -> int:
+    """A seed nobody named: short enough to be typed again."""
+    return secrets.randbelow(2**32)
 
 
 class Randomness(Protocol):

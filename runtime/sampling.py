@@ -80,7 +80,9 @@ def draw(logits: Array, seen: Array, u: float, forbidden: int, settings: ARSetti
     choice, low, width = _select(probabilities, u)
     if ids[choice] == forbidden:
         if len(ids) == 1:
-            return draw(np.where(np.arange(len(logits)) == forbidden, -np.inf, logits), seen, u, forbidden, settings)
+            return draw(
+                np.where(np.arange(len(logits)) == forbidden, -np.inf, logits), seen, u, forbidden, settings
+            )
         others = ids != forbidden
         ids, probabilities = ids[others], probabilities[others]
         choice, _, _ = _select(probabilities / probabilities.sum(), (u - low) / width)

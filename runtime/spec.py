@@ -72,7 +72,12 @@ def _graph(name: str, network: str, inputs: list[TensorSpec], outputs: list[Tens
 
 _ALL = (
     # Voice latent of each clip; several clips are averaged by the host.
-    _graph("ar_voice", "autoregressive", [_f32("mel", "clips", AR_MELS, "frames")], [_f32("latent", "clips", "ar.dim")]),
+    _graph(
+        "ar_voice",
+        "autoregressive",
+        [_f32("mel", "clips", AR_MELS, "frames")],
+        [_f32("latent", "clips", "ar.dim")],
+    ),
     # Appends to a key/value cache: a voice (0 or 1), text ids (0 or more) and codes (1 or more) per row.
     # Prefill, decode and extend are this one graph, so that they share one copy of the weights.
     # Text sits at text positions 0, 1, ...; every code brings its own mel position.
@@ -96,14 +101,18 @@ _ALL = (
         [_i64("text_ids", "rows", "text")],
         [_f32("latent", "rows", "clvp.latent_dim"), _f32("scale", 1)],  # scale = exp(temperature)
     ),
-    _graph("clvp_speech", "clvp", [_i64("codes", "rows", "codes")], [_f32("latent", "rows", "clvp.latent_dim")]),
+    _graph(
+        "clvp_speech", "clvp", [_i64("codes", "rows", "codes")], [_f32("latent", "rows", "clvp.latent_dim")]
+    ),
     _graph(
         "cvvp_voice",
         "cvvp",
         [_f32("mel", "clips", AR_MELS, "frames")],
         [_f32("latent", "clips", "cvvp.latent_dim"), _f32("scale", 1)],
     ),
-    _graph("cvvp_speech", "cvvp", [_i64("codes", "rows", "codes")], [_f32("latent", "rows", "cvvp.latent_dim")]),
+    _graph(
+        "cvvp_speech", "cvvp", [_i64("codes", "rows", "codes")], [_f32("latent", "rows", "cvvp.latent_dim")]
+    ),
     # Mean over time of the contextual embedding of each clip; several clips are averaged by the host.
     _graph(
         "diffusion_voice",

@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from .engine import Array, Engine
-from .spec import CODE_RATE, CODE_SAMPLES, HOP, MELS, SAMPLE_RATE, SILENT_MEL, VOCODER_NOISE, VOCODER_PAD, codes_to_frames
+from .spec import (
+    CODE_RATE,
+    CODE_SAMPLES,
+    HOP,
+    MELS,
+    SAMPLE_RATE,
+    SILENT_MEL,
+    VOCODER_NOISE,
+    VOCODER_PAD,
+    codes_to_frames,
+)
 
 
 def univnet(engine: Engine, mel: Array, noise: Array) -> Array:

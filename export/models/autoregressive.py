@@ -167,7 +167,13 @@ class UnifiedVoice(nn.Module):
         return torch.cat((voice, text, mel), dim=1)
 
     def step(
-        self, cache: Tensor, past: Tensor, voice: Tensor, text_ids: Tensor, codes: Tensor, code_positions: Tensor
+        self,
+        cache: Tensor,
+        past: Tensor,
+        voice: Tensor,
+        text_ids: Tensor,
+        codes: Tensor,
+        code_positions: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Graph ``ar_step``: extends ``cache`` in place, past: (rows,) int64 positions held."""
         x = self.embed(voice, text_ids, codes, code_positions)
@@ -183,8 +189,13 @@ class UnifiedVoice(nn.Module):
         and stop codes -> logits of the text (rows, text, text ids) and of the codes (rows, codes, mel codes).
         """
         rows, new = codes.shape
-        x = self.embed(voice[:, None], text_ids, codes, torch.arange(new, device=codes.device).expand(rows, -1))
-        cache, past = self.new_cache(rows, x.shape[1]), torch.zeros(rows, dtype=torch.int64, device=codes.device)
+        x = self.embed(
+            voice[:, None], text_ids, codes, torch.arange(new, device=codes.device).expand(rows, -1)
+        )
+        cache, past = (
+            self.new_cache(rows, x.shape[1]),
+            torch.zeros(rows, dtype=torch.int64, device=codes.device),
+        )
         for block, layer_cache in zip(self.gpt.h, cache, strict=True):
             x = block(x, layer_cache, past)
         x = self.final_norm(self.gpt.ln_f(x))

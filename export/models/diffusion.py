@@ -72,10 +72,14 @@ class DiffusionTts(nn.Module):
     ) -> None:
         super().__init__()
         self.channels, self.heads = channels, heads
-        attention = [AttentionBlock(channels, heads, relative=True) for _ in range(latent_blocks + code_blocks)]
+        attention = [
+            AttentionBlock(channels, heads, relative=True) for _ in range(latent_blocks + code_blocks)
+        ]
         self.unconditioned_embedding = nn.Parameter(torch.empty(1, channels, 1))
         self.inp_block = nn.Conv1d(MELS, channels, 3, padding=1)
-        self.time_embed = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels))
+        self.time_embed = nn.Sequential(
+            nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels)
+        )
         self.code_embedding = nn.Embedding(codes, channels)
         self.code_converter = nn.Sequential(*attention[:code_blocks])
         self.code_norm = group_norm(channels)
@@ -93,7 +97,8 @@ class DiffusionTts(nn.Module):
         self.integrating_conv = nn.Conv1d(2 * channels, channels, 1)
         self.mel_head = nn.Conv1d(channels, MELS, 3, padding=1)
         self.layers = nn.ModuleList(
-            [_Layer(channels, heads) for _ in range(layers)] + [_ResBlock(channels) for _ in range(final_blocks)]
+            [_Layer(channels, heads) for _ in range(layers)]
+            + [_ResBlock(channels) for _ in range(final_blocks)]
         )
         self.out = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv1d(channels, 2 * MELS, 3, padding=1))
 

@@ -19,7 +19,8 @@ class _ResBlock(nn.Module):
     def __init__(self, channels: int, kernel: int, dilations: list[int]) -> None:
         super().__init__()
         self.convs1 = nn.ModuleList(
-            nn.Conv1d(channels, channels, kernel, dilation=d, padding=(kernel - 1) * d // 2) for d in dilations
+            nn.Conv1d(channels, channels, kernel, dilation=d, padding=(kernel - 1) * d // 2)
+            for d in dilations
         )
         self.convs2 = nn.ModuleList(
             nn.Conv1d(channels, channels, kernel, padding=(kernel - 1) // 2) for _ in dilations
@@ -53,7 +54,9 @@ class HifiganGenerator(nn.Module):
         self.resblocks = nn.ModuleList()
         for kernel, factor in zip(upsample_kernels, upsample_factors, strict=True):
             self.ups.append(
-                nn.ConvTranspose1d(channels, channels // 2, kernel, stride=factor, padding=(kernel - factor) // 2)
+                nn.ConvTranspose1d(
+                    channels, channels // 2, kernel, stride=factor, padding=(kernel - factor) // 2
+                )
             )
             channels //= 2
             for k, d in zip(block_kernels, block_dilations, strict=True):
@@ -73,7 +76,9 @@ class HifiganGenerator(nn.Module):
             upsample_kernels=kernels,
             upsample_factors=config.get("upsample_factors", [k // 2 for k in kernels]),
             block_kernels=[weights[f"resblocks.{i}.convs1.0.weight"].shape[2] for i in range(blocks)],
-            block_dilations=config.get("resblock_dilation_sizes", [[1 + 2 * j for j in range(n)] for n in layers]),
+            block_dilations=config.get(
+                "resblock_dilation_sizes", [[1 + 2 * j for j in range(n)] for n in layers]
+            ),
         )
 
     def dims(self, config: Mapping[str, Any]) -> dict[str, int]:

@@ -28,9 +28,12 @@ def relative_buckets(length: int) -> Tensor:
     exact = half // 2
     offset = torch.arange(length)[None, :] - torch.arange(length)[:, None]
     distance = offset.abs()
-    log_bucket = exact + (
-        torch.log(distance.float() / exact) / math.log(MAX_DISTANCE / exact) * (half - exact)
-    ).clamp(min=-exact).long()
+    log_bucket = (
+        exact
+        + (torch.log(distance.float() / exact) / math.log(MAX_DISTANCE / exact) * (half - exact))
+        .clamp(min=-exact)
+        .long()
+    )
     bucket = torch.where(distance < exact, distance, log_bucket.clamp(max=half - 1))
     return bucket + (offset > 0) * half
 
@@ -175,8 +178,9 @@ class RotaryEncoder(nn.Module):
         time = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)
         angles = torch.outer(time, self.attn_layers.rotary_pos_emb.inv_freq).repeat(1, 2).to(x.dtype)
         for i, layer in enumerate(self.attn_layers.layers):
-            (norm,), block = layer  # type: ignore[misc]
-            x = x + (block(norm(x), angles) if i % 2 == 0 else block(norm(x)))
+            norms, block = layer.children()
+            h = next(norms.children())(x)
+            x = x + (block(h, angles) if i % 2 == 0 else block(h))
         return self.norm(x)
 
 

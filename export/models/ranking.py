@@ -99,7 +99,8 @@ class CVVP(nn.Module):
         self.heads = voice["heads"]
         self.temperature = nn.Parameter(torch.tensor(1.0))
         self.cond_emb = nn.Sequential(
-            nn.Conv1d(AR_MELS, dim // 2, 5, stride=2, padding=2), nn.Conv1d(dim // 2, dim, 3, stride=2, padding=1)
+            nn.Conv1d(AR_MELS, dim // 2, 5, stride=2, padding=2),
+            nn.Conv1d(dim // 2, dim, 3, stride=2, padding=1),
         )
         self.conditioning_transformer = _CollapsingEncoder(out_dim=dim, **voice)
         self.to_conditioning_latent = nn.Linear(dim, latent_dim, bias=False)
@@ -130,5 +131,3 @@ class CVVP(nn.Module):
     def encode_speech(self, codes: Tensor) -> Tensor:
         """Graph ``cvvp_speech``: (rows, codes) -> (rows, latent_dim), not normalised."""
         return self.to_speech_latent(self.speech_transformer(self.speech_emb.emb(codes)))
-
-

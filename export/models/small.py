@@ -42,11 +42,15 @@ class RandomLatentConverter(nn.Module):
 class _ResBlock(nn.Module):
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
-        conv = {"kernel_size": kernel, "padding": kernel // 2}
-        self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv1d(channels, channels, **conv))
+        self.in_layers = nn.Sequential(
+            group_norm(channels), nn.SiLU(), nn.Conv1d(channels, channels, kernel, padding=kernel // 2)
+        )
         # Index 2 is a dropout in the official layout.
         self.out_layers = nn.Sequential(
-            group_norm(channels), nn.SiLU(), nn.Identity(), nn.Conv1d(channels, channels, **conv)
+            group_norm(channels),
+            nn.SiLU(),
+            nn.Identity(),
+            nn.Conv1d(channels, channels, kernel, padding=kernel // 2),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +67,9 @@ class _Downsample(nn.Module):
 
 
 class _Encoder(nn.Module):
-    def __init__(self, channels: list[int], blocks: int, kernel: int, factor: int, dim: int, attention: int, heads: int):
+    def __init__(
+        self, channels: list[int], blocks: int, kernel: int, factor: int, dim: int, attention: int, heads: int
+    ):
         super().__init__()
         self.init = nn.Sequential(nn.Conv1d(1, channels[0], 3, padding=1))
         stages: list[nn.Module] = []
@@ -93,7 +99,8 @@ class Detector(nn.Module):
         return cls(
             classes,
             dim,
-            channels=[weights[f"enc.res.{i}.op.weight"].shape[1] for i in downs] + [weights["enc.final.0.weight"].shape[0]],
+            channels=[weights[f"enc.res.{i}.op.weight"].shape[1] for i in downs]
+            + [weights["enc.final.0.weight"].shape[0]],
             blocks=downs[0],
             kernel=weights["enc.res.0.in_layers.2.weight"].shape[2],
             factor=config.get("downsample_factor", 4),

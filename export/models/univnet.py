@@ -56,8 +56,12 @@ def location_variable_conv(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     rows, channels, samples = x.shape
     frames = kernel.shape[-1]
     padded = F.pad(x, (1, 1))
-    taps = torch.stack([padded[..., t : t + samples] for t in range(TAPS)], dim=2)  # (rows, channels, TAPS, samples)
-    taps = taps.reshape(rows, channels * TAPS, frames, -1).transpose(1, 2)  # (rows, frames, channels * TAPS, hop)
+    taps = torch.stack(
+        [padded[..., t : t + samples] for t in range(TAPS)], dim=2
+    )  # (rows, channels, TAPS, samples)
+    taps = taps.reshape(rows, channels * TAPS, frames, -1).transpose(
+        1, 2
+    )  # (rows, frames, channels * TAPS, hop)
     matrix = kernel.permute(0, 4, 2, 1, 3).flatten(3)  # (rows, frames, out, channels * TAPS)
     out = matrix @ taps + bias.transpose(1, 2)[..., None]
     return out.transpose(1, 2).flatten(2)

@@ -28,7 +28,9 @@ def open_engine(path: str | Path | None = None, backend: str = "auto", device: s
         return FakeEngine()
     folder = bundles.demo_folder() if path is None else Path(path)
     if not folder.is_dir():
-        raise BundleError(f"no engine at {folder}: it must be a bundle (tortoise-rt export) or a folder of checkpoints")
+        raise BundleError(
+            f"no engine at {folder}: it must be a bundle (tortoise-rt export) or a folder of checkpoints"
+        )
     is_bundle = (folder / bundles.MANIFEST).is_file()
     if backend == "onnx" or (backend == "auto" and is_bundle):
         if not is_bundle:

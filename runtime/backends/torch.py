@@ -20,7 +20,9 @@ from ..spec import GRAPHS
 def pick_device(device: str) -> torch.device:
     """The torch device for "auto" (CUDA, else MPS, else CPU) or a name; raises EngineError if it is not there."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
     try:
         picked = torch.device(device)
     except RuntimeError:
@@ -38,6 +40,8 @@ class TorchEngine(Engine):
     def __init__(self, folder: str | Path, device: str = "auto") -> None:
         self.checkpoints = Checkpoints(folder)
         self.device = pick_device(device)
+        if self.device.type == "cuda":  # fp32 means fp32; PyTorch lets convolutions use TF32 by default
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self._modules: dict[str, torch.nn.Module] = {}
         self._lock = threading.Lock()
         tokenizer = self.checkpoints.folder / "tokenizer.json"

@@ -1,0 +1,51 @@
+"""The command ``tortoise-rt``. Commands import what they need when they run, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import click
+
+from .._version import __version__
+from ..errors import TortoiseError
+from .detect import detect
+from .doctor import doctor
+from .export import export
+from .say import say
+from .verify import verify
+from .voices import voices
+
+DEBUG_VARIABLE = "TORTOISE_RT_DEBUG"
+
+
+class Failure(click.ClickException):
+    """An error that the user can do something about: one line, exit code 2."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """Turns errors raised on purpose into one line, and an interruption into exit code 130."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except TortoiseError as error:
+            if ctx.params["debug"]:
+                raise
+            raise Failure(" ".join(str(error).split())) from error
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted.", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="tortoise-rt")
+@click.option("--debug", is_flag=True, envvar=DEBUG_VARIABLE, help=f"Show tracebacks (or set {DEBUG_VARIABLE}=1).")
+def main(debug: bool) -> None:
+    """Speech from text with TorToiSe models, on compiled engines.
+
+    Start with: tortoise-rt say "Hello there." -o hello.wav
+    """
+
+
+for command in (say, export, verify, voices, detect, doctor):
+    main.add_command(command)

@@ -1,0 +1,118 @@
+"""Options that several commands share, and what they open."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+    from ..text import Tokenizer
+    from ..voice import Voice
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+FOLDER = click.Path(path_type=Path)
+
+
+def apply(options: list[Callable[[Function], Function]]) -> Callable[[Function], Function]:
+    """A decorator that adds ``options`` in their order."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+engine_options = apply(
+    [
+        click.option("--engine", type=FOLDER, metavar="DIR", help="Engine bundle to use. [default: the demo bundle]"),
+        click.option(
+            "--checkpoints",
+            type=FOLDER,
+            metavar="DIR",
+            help="Folder of checkpoints (autoregressive.pth, ...) to run with PyTorch instead of a bundle.",
+        ),
+        click.option(
+            "--backend", default="auto", show_default=True, metavar="NAME", help="auto, onnx (bundles) or torch."
+        ),
+        click.option(
+            "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."
+        ),
+    ]
+)
+
+voices_option = click.option(
+    "--voices-dir",
+    "voice_dirs",
+    type=FOLDER,
+    multiple=True,
+    metavar="DIR",
+    help="Look for voices here first; may be given several times.",
+)
+
+verbosity_options = apply(
+    [
+        click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
+        click.option("-v", "--verbose", is_flag=True, help="Print what is chosen and why."),
+    ]
+)
+
+
+def set_up_log(quiet: bool, verbose: bool) -> None:
+    """Send the package's log to standard error."""
+    handler = logging.StreamHandler(click.get_text_stream("stderr"))
+    handler.setFormatter(_Format())
+    log = logging.getLogger("tortoise_rt")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
+
+
+class _Format(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"{record.levelname.capitalize()}: " if record.levelno >= logging.WARNING else ""
+        return prefix + record.getMessage()
+
+
+def open_chosen(
+    engine: Path | None, checkpoints: Path | None, backend: str, device: str, quiet: bool = False
+) -> Engine:
+    """The engine the options name; says which when they name none, and passes on the engine's notice."""
+    from ..tts import choose_engine
+
+    opened = choose_engine(engine, checkpoints, backend, device)
+    if not quiet:
+        if engine is None and checkpoints is None and opened.info.backend != "fake":
+            click.echo("No engine named: using the demo engine that ships (choose with --engine).", err=True)
+        if opened.info.notice:
+            click.echo(f"Note: {opened.info.notice}", err=True)
+    return opened
+
+
+def find_tokenizer(engine: Engine, path: Path | None, basic: bool) -> Tokenizer | None:
+    """The tokenizer in ``path``, else the engine's, else None."""
+    from ..text import Tokenizer
+
+    chosen = path or engine.info.tokenizer
+    return None if chosen is None else Tokenizer(chosen, basic)
+
+
+def pool_clips(sources: tuple[str, ...], voice_dirs: tuple[Path, ...]) -> Voice:
+    """The clips of clips, folders and named voices together."""
+    from ..errors import VoiceError
+    from ..voice import Voice, load_voice
+
+    clips: list[Any] = []
+    names = []
+    for source in sources:
+        voice = load_voice(source, voice_dirs)
+        if voice is None or voice.latents is not None:
+            raise VoiceError(f'"{source}" has no clips: latents are computed from clips')
+        clips += voice.clips
+        names.append(voice.name)
+    return Voice("&".join(names), clips=tuple(clips))

@@ -1,0 +1,51 @@
+"""What a synthesis takes where its caller says nothing: the engine's own defaults, and what its networks can do."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from .config import ARGUMENTS, PRESETS, Settings, make_settings
+from .engine import Engine
+from .errors import SettingsError, suggest
+
+DEFAULT_PRESET = "fast"  #: of the command line and of tts_with_preset(), as in the reference
+log = logging.getLogger("tortoise_rt")
+
+
+def default_voice(engine: Engine) -> str:
+    """The voice that the engine names as its own, else "random"."""
+    return str(engine.info.defaults.get("voice", "random"))
+
+
+def settings_for(
+    engine: Engine, preset: str | None = None, fallback: str | None = None, **arguments: Any
+) -> Settings:
+    """Settings from arguments named as in :func:`make_settings`; None means that the caller does not say.
+
+    What the caller names wins over the ``preset`` named, that over the engine's defaults, those over the preset
+    that the engine names or ``fallback``. The decoder is one that the engine has, and samples that it could not
+    rank are not drawn, unless the caller names them.
+    """
+    own = {name: value for name, value in engine.info.defaults.items() if name in ARGUMENTS}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    base = engine.info.defaults.get("preset", fallback)
+    merged = {**_preset(base), **own, **_preset(preset), **given}
+    if "decoder" not in merged and engine.has("hifigan") and not engine.has("diffusion_denoise", "univnet"):
+        merged["decoder"] = "hifigan"
+    if "num_autoregressive_samples" not in given:
+        if merged.get("greedy"):
+            merged.pop("num_autoregressive_samples", None)  # make_settings draws as many as are returned
+        elif not engine.has("cvvp_speech" if merged.get("cvvp_amount") == 1 else "clvp_speech"):
+            merged["num_autoregressive_samples"] = merged.get("k", 1)
+            log.info("%s cannot rank samples: drawing no more than are returned", engine.info.source)
+    return make_settings(**merged)
+
+
+def _preset(name: str | None) -> dict[str, Any]:
+    """A preset's arguments; none for None."""
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise SettingsError(f"unknown preset {name!r}. {suggest(str(name), PRESETS)}")
+    return dict(PRESETS[name])

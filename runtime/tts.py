@@ -1,0 +1,257 @@
+"""``TextToSpeech``: the reference's class by its own arguments, on any engine."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .audio import check_clip, diffusion_clip
+from .backends import open_engine
+from .config import Settings
+from .defaults import DEFAULT_PRESET, default_voice, settings_for
+from .detect import detect
+from .engine import Array, Engine
+from .errors import EngineError, SettingsError, VoiceError
+from .mel import univnet_mel
+from .pipeline import Pipeline, Result, check_seed, voice_mels
+from .rng import Philox, fresh_seed
+from .spec import CODE_RATE, HOP, SAMPLE_RATE, codes_to_frames
+from .tensors import all_in_kind, any_tensor, in_kind, is_tensor, to_array
+from .text import Tokenizer
+from .voice import Voice, VoiceLatents, load_voice
+
+log = logging.getLogger("tortoise_rt")
+_BRACKETS = re.compile(r"\[[^\]]*\]")
+
+
+def choose_engine(
+    engine: str | Path | Engine | None = None,
+    checkpoints: str | Path | None = None,
+    backend: str = "auto",
+    device: str = "auto",
+) -> Engine:
+    """The engine that is given, or the one opened from a bundle or from checkpoints; the demo bundle for neither."""
+    if engine is not None and checkpoints is not None:
+        raise SettingsError(f"engine {engine} and checkpoints {checkpoints}: name one of the two")
+    if isinstance(engine, Engine):
+        return engine
+    if checkpoints is not None and backend == "auto":
+        backend = "torch"
+    return open_engine(checkpoints if engine is None else engine, backend, device)
+
+
+def check_brackets(text: Any, redaction: bool) -> None:
+    """Raise an EngineError for text with [brackets] unless ``redaction`` is off: it is not there yet."""
+    if redaction and isinstance(text, str) and (found := _BRACKETS.search(text)):
+        raise EngineError(
+            f"the text has {found[0]} in brackets; taking bracketed words out of the audio (redaction) is not "
+            "available in this version: turn redaction off to hear them (enable_redaction=False, --no-redaction)"
+        )
+
+
+class TextToSpeech:
+    """Speech from text, with the constructor and methods of the reference's class of this name.
+
+    ``engine`` is a bundle's folder or an open Engine, ``models_dir`` or ``checkpoints`` a folder of checkpoints
+    (``models_dir`` may also be a bundle); with none of them, the demo bundle speaks. ``autoregressive_batch_size``
+    bounds memory and never changes a result. The cache is always on, and precision is the engine's: ``kv_cache``,
+    ``use_deepspeed`` and ``half`` are accepted and have no effect.
+
+    Arrays in and out are NumPy; torch tensors are accepted, and returned when given.
+    """
+
+    def __init__(
+        self,
+        autoregressive_batch_size: int | None = None,
+        models_dir: str | Path | None = None,
+        enable_redaction: bool = True,
+        kv_cache: bool = False,
+        use_deepspeed: bool = False,
+        half: bool = False,
+        device: Any = None,
+        tokenizer_vocab_file: str | Path | None = None,
+        tokenizer_basic: bool = False,
+        *,
+        engine: str | Path | Engine | None = None,
+        checkpoints: str | Path | None = None,
+        backend: str = "auto",
+    ) -> None:
+        if models_dir is not None and engine is not None:
+            raise SettingsError(f"models_dir {models_dir} and engine {engine}: name one of the two")
+        device = "auto" if device is None else str(device)
+        self.engine = choose_engine(models_dir if engine is None else engine, checkpoints, backend, device)
+        self.enable_redaction = enable_redaction
+        self._batch_rows = autoregressive_batch_size
+        tokenizer = None
+        if tokenizer_vocab_file is not None:
+            tokenizer = Tokenizer(tokenizer_vocab_file, tokenizer_basic)
+        elif tokenizer_basic and self.engine.info.tokenizer is not None:
+            tokenizer = Tokenizer(self.engine.info.tokenizer, basic=True)
+        self.pipeline = Pipeline(self.engine, tokenizer)
+        if half:
+            _warn_about_half()
+
+    def tts(
+        self,
+        text: str,
+        voice_samples: Any = None,
+        conditioning_latents: Any = None,
+        k: int = 1,
+        verbose: bool = True,
+        use_deterministic_seed: int | None = None,
+        return_deterministic_state: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """Say ``text``; -> (1, 1, samples) float32 at 24 kHz, or a list of k such clips, best first, for k > 1.
+
+        The voice is that of ``voice_samples`` (clips at 22.05 kHz), else of ``conditioning_latents``, else the
+        engine's own, else a random one. ``settings`` are those of :func:`tortoise_rt.make_settings`
+        (num_autoregressive_samples, temperature, length_penalty, repetition_penalty, top_p, top_k, max_mel_tokens,
+        cvvp_amount, diffusion_iterations, cond_free, cond_free_k, diffusion_temperature, decoder, ...) and default
+        to the engine's, else to the reference's. ``verbose`` logs the seed and the time of each stage (logger
+        "tortoise_rt"). With ``return_deterministic_state``, -> (clips, (seed, text, voice_samples,
+        conditioning_latents)): these arguments make the same clips again.
+        """
+        result = self._synthesize(
+            text, voice_samples, conditioning_latents, use_deterministic_seed, verbose, {"k": k, **settings}
+        )
+        tensors = any_tensor(voice_samples, conditioning_latents)
+        clips = [in_kind(wav[None, None], tensors) for wav in result.wavs]
+        made = clips if len(clips) > 1 else clips[0]
+        if return_deterministic_state:
+            return made, (result.seed, text, voice_samples, conditioning_latents)
+        return made
+
+    def tts_with_preset(self, text: str, preset: str = DEFAULT_PRESET, **arguments: Any) -> Any:
+        """:meth:`tts` with the settings of a preset: "ultra_fast", "fast", "standard" or "high_quality"."""
+        return self.tts(text, preset=preset, **arguments)
+
+    def tts_stream(
+        self,
+        text: str,
+        voice_samples: Any = None,
+        conditioning_latents: Any = None,
+        verbose: bool = True,
+        use_deterministic_seed: int | None = None,
+        stream_chunk_size: int = 40,
+        **settings: Any,
+    ) -> Iterator[Any]:
+        """Say ``text`` with the fast decoder; yields (samples,) float32 pieces that last ``stream_chunk_size`` codes.
+
+        Pieces joined are the clip that the same seed gives whole. In this version the clip is made whole before its
+        first piece, so the wait for that is the whole clip's. One sample is drawn unless
+        ``num_autoregressive_samples`` says more. A ``stream_chunk_size`` of 0 yields the clip in one piece.
+        """
+        settings = {"num_autoregressive_samples": 1, **settings, "decoder": "hifigan"}
+        result = self._synthesize(
+            text, voice_samples, conditioning_latents, use_deterministic_seed, verbose, settings
+        )
+        wav, tensors = result.wavs[0], any_tensor(voice_samples, conditioning_latents)
+        size = codes_to_frames(stream_chunk_size) * HOP if stream_chunk_size > 0 else len(wav)
+        for start in range(0, len(wav), size):
+            yield in_kind(wav[start : start + size], tensors)
+
+    def get_conditioning_latents(self, voice_samples: Any, return_mels: bool = False) -> tuple[Any, ...]:
+        """Clips at 22.05 kHz, (samples,) or (1, samples) each -> (autoregressive (1, D), diffusion (1, 2C)) latents.
+
+        The second is None on an engine without the diffusion decoder. With ``return_mels``, the mels they were
+        computed from follow: (1, clips, 80, frames) and (1, clips, 100, frames).
+        """
+        clips = as_clips(voice_samples)
+        latents = self.pipeline.voice_latents(clips)
+        arrays = [latents.auto, latents.diffusion]
+        if return_mels:
+            spoken = univnet_mel(np.stack([diffusion_clip(clip) for clip in clips]))
+            arrays += [voice_mels(clips)[None], spoken[None]]
+        return all_in_kind(arrays, any_tensor(voice_samples))
+
+    def get_random_conditioning_latents(self, seed: int | None = None) -> tuple[Any, ...]:
+        """The latents of a voice that does not exist, another one for each seed."""
+        latents = self.pipeline.random_latents(Philox(_seed(seed)))
+        return latents.auto, latents.diffusion
+
+    def _synthesize(
+        self,
+        text: str,
+        voice_samples: Any,
+        conditioning_latents: Any,
+        seed: int | None,
+        verbose: bool,
+        arguments: dict[str, Any],
+    ) -> Result:
+        check_brackets(text, self.enable_redaction)
+        settings = self._settings(**arguments)
+        result = self.pipeline.synthesize(
+            text, self._voice(voice_samples, conditioning_latents), settings, _seed(seed)
+        )
+        if verbose:
+            times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())
+            log.info("seed %d, %.2f s of audio: %s", result.seed, result.audio_seconds, times)
+        if not result.complete:
+            log.warning("a clip reached max_mel_tokens before its end: it may miss words; split the text")
+        return result
+
+    def _settings(self, do_sample: bool | None = None, preset: str | None = None, **arguments: Any) -> Settings:
+        if do_sample is not None:  # Hugging Face's word
+            arguments.setdefault("greedy", not do_sample)
+        arguments.setdefault("batch_rows", self._batch_rows)
+        return settings_for(self.engine, preset, **arguments)
+
+    def _voice(self, samples: Any, latents: Any) -> Voice | VoiceLatents | None:
+        if samples is not None:
+            return Voice("given", clips=as_clips(samples))
+        if latents is not None:
+            return as_latents(latents)
+        return load_voice(default_voice(self.engine))
+
+
+def classify_audio_clip(clip: Any, engine: str | Path | Engine | None = None) -> Any:
+    """A clip at 24 kHz, (samples,) or (1, samples) -> the probability that it came from TorToiSe."""
+    probability = detect(_classifier(engine), as_clip(clip, SAMPLE_RATE, "the clip"))
+    return in_kind(np.array(probability, np.float32), True) if is_tensor(clip) else probability
+
+
+def as_clips(samples: Any) -> tuple[Array, ...]:
+    """One clip or a sequence of them at 22.05 kHz -> (samples,) float32 each; raises AudioError for unusable ones."""
+    single = is_tensor(samples) or isinstance(samples, np.ndarray)
+    clips: Sequence[Any] = [samples] if single and samples.ndim < 3 else samples
+    return tuple(as_clip(clip, CODE_RATE, f"voice sample {i + 1}") for i, clip in enumerate(clips))
+
+
+def as_clip(clip: Any, rate: int, name: str) -> Array:
+    """(samples,) or (1, samples) -> (samples,) float32; raises AudioError unless it is a usable clip."""
+    array = to_array(clip)
+    array = array[0] if array.ndim == 2 and len(array) == 1 else array
+    check_clip(array, rate, name)
+    return array
+
+
+def as_latents(latents: Any) -> VoiceLatents:
+    """VoiceLatents, a pair (autoregressive, diffusion) or an autoregressive latent alone -> VoiceLatents."""
+    if isinstance(latents, VoiceLatents):
+        return latents
+    if isinstance(latents, (tuple, list)):
+        if not 1 <= len(latents) <= 2:
+            raise VoiceError(f"conditioning_latents has {len(latents)} parts: (autoregressive, diffusion) are needed")
+        return VoiceLatents(*(None if part is None else to_array(part) for part in latents))  # type: ignore[arg-type]
+    return VoiceLatents(to_array(latents))
+
+
+def _seed(seed: int | None) -> int:
+    return fresh_seed() if seed is None else check_seed(seed)
+
+
+@functools.lru_cache(maxsize=1)
+def _classifier(engine: str | Path | Engine | None) -> Engine:
+    return choose_engine(engine)
+
+
+@functools.cache
+def _warn_about_half() -> None:
+    log.warning("half=True has no effect: precision is chosen when an engine is exported")

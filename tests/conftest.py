@@ -1,0 +1,28 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Recordings of the reference implementation on a tiny random model."""
+    return ROOT / "tests" / "data" / "tiny-a"
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path() -> Path:
+    """The official tokenizer.json, which is not part of this repository."""
+    chosen = os.environ.get("TORTOISE_RT_TOKENIZER")
+    path = Path(chosen) if chosen else ROOT.parent / "shared" / "reference" / "tokenizer.json"
+    if not path.is_file():
+        pytest.skip(
+            f"no tokenizer at {path}: set TORTOISE_RT_TOKENIZER to the tokenizer.json of tortoise-tts"
+        )
+    return path

@@ -1,0 +1,190 @@
+"""Cleaning, tokenizing and splitting of text."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tortoise_rt import number_words
+from tortoise_rt.errors import TextError
+from tortoise_rt.text import Tokenizer, clean_basic, clean_english, split_and_recombine_text
+
+RECORDED = json.loads((Path(__file__).parent / "data" / "tiny-a" / "text.json").read_text(encoding="utf-8"))
+
+# The reference transliterates "£" to "PS" before it looks for amounts in pounds.
+MENDED = {
+    "It was £45 in 1999.": "it was forty-five pounds in nineteen ninety-nine.",
+    "£1,000 and £0.5": "one thousand pounds and fifty pence",
+}
+ROWS = [row for row in RECORDED["tokenizer"] if "error" not in row and row["text"] not in MENDED]
+LINES = st.text(alphabet=st.sampled_from("abcdefg 0123456789 .,!?;:'\"“”\n$£-"), max_size=400)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_path: Path) -> Tokenizer:
+    return Tokenizer(tokenizer_path)
+
+
+@pytest.fixture(scope="module")
+def basic_tokenizer(tokenizer_path: Path) -> Tokenizer:
+    return Tokenizer(tokenizer_path, basic=True)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["text"][:30])
+def test_cleaning_as_recorded(row: dict[str, Any]) -> None:
+    assert clean_english(row["text"]) == row["cleaned"]
+
+
+def test_ids_as_recorded(tokenizer: Tokenizer, basic_tokenizer: Tokenizer) -> None:
+    for row in ROWS:
+        assert tokenizer.encode(row["text"]) == row["ids"], row["text"]
+        assert tokenizer.decode(row["ids"]) == row["decoded"], row["text"]
+    for row in RECORDED["tokenizer"]:
+        assert basic_tokenizer.encode(row["text"]) == row["basic_ids"], row["text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        *MENDED.items(),
+        ("£1", "one pound"),
+        ("£1.01", "one pound, one penny"),
+        ("€5.50", "five euros, fifty cents"),
+        ("5 €", "five eur"),
+        ("£", "pounds"),
+        ("$,500", "five hundred dollars"),
+        ("$.50", "fifty cents"),
+        ("$2.5", "two dollars, fifty cents"),
+        ("$2.5 million", "two point five million dollars"),
+        ("$1.005", "one point zero zero five dollars"),
+        ("$1.000", "one dollar"),
+        ("0.05", "zero point zero five"),
+        ("2.00", "two point zero"),
+        ("7" * 44, " ".join(["seven"] * 44)),
+        ("0" * 44 + "7", "seven"),
+        ("7" * 44 + "th", " ".join(["seven"] * 44)),
+        ("9" * 36, number_words.cardinal(10**36 - 1)),
+        ("1½ cups", "one one/two cups"),
+        ("⅓", " one/three"),
+        ("① 𝐇𝒾 Ｈｉ", "one hi hi"),
+        ("№ 5 ≤ 6 − 1", "no five <= six - one"),
+        ("‘a’ – “b” — c…", "'a' - b -- c..."),
+        ("❤️ 👍🏽 a\ud800b", " ab"),
+    ],
+)
+def test_what_the_reference_gets_wrong_or_lacks(text: str, said: str) -> None:
+    assert clean_english(text) == said
+
+
+def test_number_words_equal_inflect() -> None:
+    inflect = pytest.importorskip("inflect", reason="inflect, which the reference uses, is not installed")
+    engine = inflect.engine()
+    numbers = [
+        *range(130),
+        900,
+        999,
+        1000,
+        1001,
+        1100,
+        5000123,
+        10**6 + 5,
+        10**9 + 1,
+        10**35,
+        123456789012345678901,
+    ]
+    for number in numbers:
+        assert number_words.cardinal(number) == engine.number_to_words(number, andword=""), number
+        assert number_words.ordinal(number) == engine.number_to_words(f"{number}th"), number
+    for number in (1001, 1010, 1110, 1605, 1999, 2010, 2999):
+        expected = engine.number_to_words(number, andword="", zero="oh", group=2).replace(", ", " ")
+        assert number_words.year(number) == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(max_size=200) | LINES)
+def test_cleaning_gives_ascii_without_digits(text: str) -> None:
+    cleaned = clean_english(text)
+    assert cleaned.isascii()
+    assert not re.search(r'[0-9A-Z"]|\s\s\s', cleaned.replace('"', ""))
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(max_size=200) | LINES)
+def test_any_text_can_be_encoded(tokenizer: Tokenizer, basic_tokenizer: Tokenizer, text: str) -> None:
+    tokenizer.decode(tokenizer.encode(text))
+    basic_tokenizer.encode(text)
+    basic_tokenizer.encode(text + "\ud800")
+
+
+@pytest.mark.parametrize("unit", ["1", "1,", "1.", "$,", "£1.1", "a", "é", "dr.", '"', "!?. "])
+def test_long_text_takes_linear_time(tokenizer: Tokenizer, unit: str) -> None:
+    start = time.perf_counter()
+    tokenizer.encode(unit * (200_000 // len(unit)))
+    split_and_recombine_text(unit * (100_000 // len(unit)))
+    assert time.perf_counter() - start < 10  # seconds; quadratic patterns take minutes
+
+
+def test_decode_takes_ids_of_the_vocabulary_only(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode([]) == ""
+    for bad in (-1, len(tokenizer), 2**40):
+        with pytest.raises(TextError, match="outside the vocabulary"):
+            tokenizer.decode([14, bad])
+
+
+def test_encode_takes_strings_only(tokenizer: Tokenizer) -> None:
+    with pytest.raises(TextError, match="not bytes"):
+        tokenizer.encode(b"hello")  # type: ignore[arg-type]
+
+
+def test_tokenizer_file_faults(tmp_path: Path) -> None:
+    with pytest.raises(TextError, match="there is no tokenizer"):
+        Tokenizer(tmp_path / "tokenizer.json")
+    for name, content in {
+        "empty": "",
+        "cut": '{"version": "1.0", "trunc',
+        "other": '{"a": 1}',
+        "list": "[1]",
+    }.items():
+        path = tmp_path / f"{name}.json"
+        path.write_text(content)
+        with pytest.raises(TextError, match="is not a tokenizer"):
+            Tokenizer(path)
+
+
+def test_tokenizer_of_another_model(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    model: dict[str, object] = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [], "unk_token": None}
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    with pytest.raises(TextError, match="another model"):
+        Tokenizer(path)
+
+
+@pytest.mark.parametrize("case", RECORDED["split_and_recombine"], ids=lambda case: case["text"][:20])
+def test_split_as_recorded(case: dict[str, Any]) -> None:
+    assert split_and_recombine_text(case["text"], case["desired_length"], case["max_length"]) == case["out"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=LINES, desired=st.integers(1, 60), extra=st.integers(0, 60))
+def test_split_loses_no_words(text: str, desired: int, extra: int) -> None:
+    pieces = split_and_recombine_text(text, desired, desired + extra)
+    letters = re.compile(r"[^a-z0-9$£'-]")
+    assert "".join(letters.sub("", p) for p in pieces) == letters.sub("", text)
+    assert all(piece == piece.strip() and len(piece) <= desired + extra + 1 for piece in pieces)
+
+
+@pytest.mark.parametrize(("desired", "longest"), [(0, 10), (11, 10), (-1, -1)])
+def test_split_lengths_out_of_range(desired: int, longest: int) -> None:
+    with pytest.raises(TextError, match="desired_length"):
+        split_and_recombine_text("Some text.", desired, longest)
+
+
+def test_clean_basic() -> None:
+    assert clean_basic("Ça  VA\n\t1") == "ça va 1"

@@ -1,0 +1,144 @@
+"""Voices: where they are found, what a folder may hold, and how several become one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tortoise_rt.errors import AudioError, VoiceError
+from tortoise_rt.voice import VoiceLatents, find_voices, load_voice
+
+SOME = VoiceLatents(np.arange(4.0), np.arange(6.0))
+
+
+def assert_same(a: VoiceLatents, b: VoiceLatents) -> None:
+    assert a.diffusion is not None and b.diffusion is not None
+    np.testing.assert_array_equal(a.auto, b.auto)
+    np.testing.assert_array_equal(a.diffusion, b.diffusion)
+
+
+@pytest.fixture(autouse=True)
+def own_voices(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in place of the user's voices."""
+    folder = tmp_path_factory.mktemp("own")
+    monkeypatch.setenv("TORTOISE_RT_VOICES", str(folder))
+    return folder
+
+
+@pytest.fixture
+def make_clip() -> Callable[..., np.ndarray]:
+    def make(path: Path, value: float = 0.1, rate: int = 22050) -> np.ndarray:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clip = np.full(rate // 2, value, np.float32)
+        soundfile.write(path, clip, rate, subtype="FLOAT")
+        return clip
+
+    return make
+
+
+def test_names_are_found_in_order(
+    tmp_path: Path, own_voices: Path, make_clip: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_clip(own_voices / "emma" / "1.wav")
+    make_clip(own_voices / "tom" / "1.wav")
+    make_clip(own_voices / "__pycache__" / "1.wav")
+    make_clip(tmp_path / "emma" / "1.wav")
+    SOME.save(own_voices / "ann.safetensors")
+    found = find_voices([tmp_path])
+    assert {name: found[name].parent for name in ("ann", "emma", "tom")} == {
+        "ann": own_voices,
+        "emma": tmp_path,
+        "tom": own_voices,
+    }
+    assert "__pycache__" not in found
+    assert list(found) == sorted(found)
+    with pytest.raises(VoiceError, match="voice folder .*nowhere does not exist"):
+        find_voices([tmp_path / "nowhere"])
+    monkeypatch.delenv("TORTOISE_RT_VOICES")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    make_clip(tmp_path / "tortoise-rt" / "voices" / "kim" / "1.wav")
+    assert "kim" in find_voices()
+
+
+def test_clips_are_loaded_sorted_at_the_models_rate(
+    own_voices: Path, make_clip: Callable[..., np.ndarray]
+) -> None:
+    second = make_clip(own_voices / "emma" / "b.wav", 0.2)
+    first = make_clip(own_voices / "emma" / "a.WAV", 0.1)
+    make_clip(own_voices / "emma" / "c.flac.wav", 0.3, rate=44100)
+    (own_voices / "emma" / "LICENSE").write_text("public domain")
+    (own_voices / "emma" / "._a.wav").write_text("left by a Mac")
+    voice = load_voice("emma")
+    assert voice is not None and voice.latents is None and voice.name == "emma"
+    np.testing.assert_array_equal(voice.clips[0], first)
+    np.testing.assert_array_equal(voice.clips[1], second)
+    assert [len(c) for c in voice.clips] == [11025] * 3
+
+
+def test_paths_are_voices(tmp_path: Path, make_clip: Callable[..., np.ndarray]) -> None:
+    make_clip(tmp_path / "a&b" / "1.wav")
+    SOME.save(tmp_path / "v.pth")
+    (tmp_path / "lone").mkdir()
+    SOME.save(tmp_path / "lone" / "v.safetensors")
+    for spec in ("a&b", "a&b/1.wav"):
+        voice = load_voice(str(tmp_path / spec))
+        assert voice is not None and len(voice.clips) == 1
+    for spec in ("v.pth", "lone", "lone/v.safetensors"):
+        voice = load_voice(str(tmp_path / spec))
+        assert voice is not None and voice.latents is not None
+        assert_same(voice.latents, SOME)
+        with pytest.raises(VoiceError, match="unknown voice"):
+            load_voice(str(tmp_path / spec), paths=False)
+
+
+def test_combined_voices(own_voices: Path, make_clip: Callable[..., np.ndarray]) -> None:
+    make_clip(own_voices / "a" / "1.wav", 0.1)
+    make_clip(own_voices / "b" / "1.wav", 0.2)
+    VoiceLatents(np.ones(4), np.ones(6)).save(own_voices / "x.pth")
+    VoiceLatents(np.zeros(4), np.zeros(6)).save(own_voices / "y.pth")
+    pooled = load_voice("a & b")
+    assert pooled is not None and [clip[0] for clip in pooled.clips] == [np.float32(0.1), np.float32(0.2)]
+    averaged = load_voice("x&y")
+    assert averaged is not None and averaged.latents is not None
+    assert_same(averaged.latents, VoiceLatents(np.full(4, 0.5), np.full(6, 0.5)))
+    with pytest.raises(VoiceError, match="tortoise-rt voices latents"):
+        load_voice("a&x")
+
+
+def test_random_voices(own_voices: Path, make_clip: Callable[..., np.ndarray]) -> None:
+    make_clip(own_voices / "a" / "1.wav")
+    assert load_voice("random") is None
+    with pytest.raises(VoiceError, match="stands alone"):
+        load_voice("a&random")
+
+
+def test_voices_that_cannot_be_loaded(
+    tmp_path: Path, own_voices: Path, make_clip: Callable[..., np.ndarray]
+) -> None:
+    make_clip(own_voices / "emma" / "1.wav")
+    (own_voices / "void").mkdir()
+    make_clip(own_voices / "mixed" / "1.wav")
+    SOME.save(own_voices / "mixed" / "v.pth")
+    (own_voices / "two").mkdir()
+    SOME.save(own_voices / "two" / "v.pth")
+    SOME.save(own_voices / "two" / "w.pth")
+    for spec, message in [
+        ("ema", 'unknown voice "ema". Did you mean "emma"?'),
+        ("", "empty name"),
+        ("emma&", "empty name"),
+        ("a\0b", "unknown voice"),
+        ("x" * 5000, "unknown voice"),
+        ("no/such/folder", "there is no file or folder no/such/folder"),
+        ("void", "holds no audio"),
+        ("mixed", "1 latent files and 1 clips"),
+        ("two", "2 latent files and 0 clips"),
+    ]:
+        with pytest.raises(VoiceError, match=message):
+            load_voice(spec)
+    (tmp_path / "text.wav").write_text("no audio")
+    with pytest.raises(AudioError, match="cannot be read as audio"):
+        load_voice(str(tmp_path / "text.wav"))
