@@ -26,12 +26,13 @@ import torch
 
 from tortoise_rt._version import __version__
 from tortoise_rt.backends.torch import TorchEngine
+from tortoise_rt.engine import KVCache
 from tortoise_rt.errors import TortoiseError
 from tortoise_rt.export.checkpoints import Checkpoints
 from tortoise_rt.export.parity import check_graphs
 
 sys.path.insert(0, str(Path(__file__).parent))
-from random_checkpoint import write_checkpoints  # noqa: E402
+from random_checkpoint import write_checkpoints
 
 TINY = Path(__file__).parent.parent / "tests" / "data" / "tiny-a"
 Row = dict[str, Any]
@@ -48,7 +49,9 @@ def environment(device: torch.device) -> Row:
         "cuda": torch.version.cuda,
         "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
         "capability": list(torch.cuda.get_device_capability(device)) if cuda else None,
-        "memory_gib": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1) if cuda else None,
+        "memory_gib": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
+        if cuda
+        else None,
         "threads": torch.get_num_threads(),
         "tf32": False,
     }
@@ -59,7 +62,13 @@ def parity(device: torch.device) -> Iterator[Row]:
     source = Checkpoints(TINY)
     try:
         for result in check_graphs(TorchEngine(TINY, str(device)), source):
-            yield {"kind": "parity", "graph": result.graph, "error": result.error, "bound": result.bound, "ok": True}
+            yield {
+                "kind": "parity",
+                "graph": result.graph,
+                "error": result.error,
+                "bound": result.bound,
+                "ok": True,
+            }
     except TortoiseError as error:
         yield {"kind": "parity", "error": str(error), "ok": False}
 
@@ -96,74 +105,96 @@ def ceilings(device: torch.device, repeats: int) -> Iterator[Row]:
     yield {"kind": "ceiling", "what": "copy", "gb_per_s": 2 * block.nbytes / row["median_s"] / 1e9, **row}
 
 
-def stages(engine: TorchEngine, repeats: int) -> Iterator[Row]:
+class Stages:
     """Times of each stage at usual sizes: 60 text ids, 200 codes (10 s of speech), 870 mel frames."""
-    dims, rng, device = engine.dims, np.random.default_rng(0), engine.device
 
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(np.float32)
+    context = 250  #: positions held by every row when one more code is decoded
 
-    def measure(stage: str, work: Callable[[], object], **facts: Any) -> Row:
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+    def __init__(self, engine: TorchEngine, repeats: int) -> None:
+        self.engine, self.repeats = engine, repeats
+        self.cuda = engine.device.type == "cuda"
+        self.rng = np.random.default_rng(0)
+
+    def normal(self, *shape: int) -> np.ndarray:
+        return self.rng.standard_normal(shape).astype(np.float32)
+
+    def measure(self, stage: str, work: Callable[[], object], **facts: Any) -> Row:
+        """A row of times and peak memory, or of why there is none."""
         row = {"kind": "stage", "stage": stage, **facts}
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats(self.engine.device)
         try:
-            row |= timed(work, device, repeats)
+            row |= timed(work, self.engine.device, self.repeats)
         except torch.OutOfMemoryError as error:
             return row | {"skipped": f"out of memory: {str(error).splitlines()[0]}"}
-        if device.type == "cuda":
-            row["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+        if self.cuda:
+            row["peak_gib"] = round(torch.cuda.max_memory_allocated(self.engine.device) / 2**30, 2)
         return row
 
-    text = rng.integers(3, 250, (1, 63))
-    voice = normal(1, dims["ar.dim"])
-    prefix = 1 + text.shape[1]
-    yield measure("voice latent", lambda: engine.run("ar_voice", mel=normal(1, 80, 517)))
-    for rows in (1, 4, 16, 64):
-        context = 250
-        codes = rng.integers(0, dims["ar.start_code"], (rows, context - prefix))
-        positions = np.broadcast_to(np.arange(codes.shape[1]), codes.shape)
-        many = {"voice": np.repeat(voice, rows, 0), "text_ids": np.repeat(text, rows, 0)}
+    def graph(self, stage: str, graph: str, **inputs: np.ndarray) -> Row:
+        return self.measure(stage, lambda: self.engine.run(graph, **inputs))
 
-        def fill(rows: int = rows, codes: np.ndarray = codes, positions: np.ndarray = positions, many: Any = many) -> Any:
-            cache = engine.new_cache(rows, context + 1)
-            engine.ar_step(cache, codes, positions, **many)
+    def autoregressive(self, rows: int) -> Iterator[Row]:
+        """A whole row at once, and one code behind ``context`` positions."""
+        engine, dims = self.engine, self.engine.dims
+        text = np.repeat(self.rng.integers(3, 250, (1, 63)), rows, axis=0)
+        voice = np.repeat(self.normal(1, dims["ar.dim"]), rows, axis=0)
+        count = self.context - 1 - text.shape[1]
+        codes = self.rng.integers(0, dims["ar.start_code"], (rows, count))
+        positions = np.broadcast_to(np.arange(count), codes.shape)
+
+        def fill() -> KVCache:
+            cache = engine.new_cache(rows, self.context + 1)
+            engine.ar_step(cache, codes, positions, voice, text)
             return cache
 
-        yield measure("latents of a whole row", fill, rows=rows, positions=context)
+        yield self.measure("latents of a whole row", fill, rows=rows, positions=self.context)
         cache = fill()
 
-        def step(cache: Any = cache, rows: int = rows) -> None:
-            cache.lengths[:] = context
-            engine.ar_step(cache, np.full((rows, 1), 5), np.full((rows, 1), context - prefix))
+        def step() -> None:
+            cache.lengths = np.full(rows, self.context)
+            engine.ar_step(cache, codes[:, :1], np.full((rows, 1), count))
 
-        row = measure("decode one code", step, rows=rows, context=context)
+        row = self.measure("decode one code", step, rows=rows, context=self.context)
         if "median_s" in row:
-            read = sum(p.nbytes for p in engine.module("autoregressive").gpt.parameters())
-            read += cache.state[:, :, :, :, :context].nbytes
-            row["gb_per_s"] = read / row["median_s"] / 1e9
-            row["codes_per_s"] = rows / row["median_s"]
+            read = (
+                sum(p.nbytes for p in engine.module("autoregressive").gpt.parameters()) + cache.state.nbytes
+            )
+            row |= {"gb_per_s": read / row["median_s"] / 1e9, "codes_per_s": rows / row["median_s"]}
         yield row
-    codes = rng.integers(0, dims["clvp.codes"], (16, 500))
-    yield measure("clvp, 16 rows of 500 codes", lambda: engine.run("clvp_speech", codes=codes))
-    x, aligned = normal(2, 100, 870), normal(2, 870, dims["diffusion.dim"])
-    when = np.full(2, 1000, np.float32)
-    yield measure(
-        "timestep integrator, 2 rows of 870 frames",
-        lambda: engine.run("diffusion_condition", aligned=aligned, timestep=when),
-    )
-    yield measure(
-        "denoise step, 2 rows of 870 frames",
-        lambda: engine.run("diffusion_denoise", x=x, condition=aligned, timestep=when),
-    )
-    mel, noise = normal(1, 100, 940), normal(1, 64, 940)
-    yield measure("univnet, 10 s", lambda: engine.run("univnet", mel=mel, noise=noise))
-    latents = normal(1, dims["hifigan.in_dim"], 940)
-    yield measure("hifigan, 10 s", lambda: engine.run("hifigan", latents=latents, voice=voice))
+
+    def all(self) -> Iterator[Row]:
+        dims = self.engine.dims
+        yield self.graph("voice latent, 6 s", "ar_voice", mel=self.normal(1, 80, 517))
+        for rows in (1, 4, 16, 64):
+            yield from self.autoregressive(rows)
+        codes = self.rng.integers(0, dims["clvp.codes"], (16, 500))
+        yield self.graph("clvp, 16 rows of 500 codes", "clvp_speech", codes=codes)
+        x, condition = self.normal(2, 100, 870), self.normal(2, 870, dims["diffusion.dim"])
+        when = np.full(2, 1000, np.float32)
+        yield self.graph(
+            "timestep integrator, 2 rows of 870 frames",
+            "diffusion_condition",
+            aligned=condition,
+            timestep=when,
+        )
+        yield self.graph(
+            "denoise step, 2 rows of 870 frames", "diffusion_denoise", x=x, condition=condition, timestep=when
+        )
+        yield self.graph(
+            "univnet, 10 s", "univnet", mel=self.normal(1, 100, 940), noise=self.normal(1, 64, 940)
+        )
+        latents, voice = (
+            self.normal(1, dims["hifigan.in_dim"], 940),
+            self.normal(1, dims["hifigan.voice_dim"]),
+        )
+        yield self.graph("hifigan, 10 s", "hifigan", latents=latents, voice=voice)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-o", "--output", type=Path, help="also append the JSON lines to this file")
     parser.add_argument("--size", choices=("official", "tiny"), default="official")
     parser.add_argument("--repeats", type=int, default=5)
@@ -191,7 +222,7 @@ def main() -> int:
         emit(row)
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoints(Path(folder), arguments.size)
-        for row in stages(TorchEngine(folder, str(device)), arguments.repeats):
+        for row in Stages(TorchEngine(folder, str(device)), arguments.repeats).all():
             emit({**row, "size": arguments.size})
     return 1 if failed else 0
 

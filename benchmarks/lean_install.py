@@ -31,7 +31,9 @@ def run(*command: str | Path) -> tuple[float, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("venv", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
@@ -40,9 +42,13 @@ def main() -> int:
     packages = next((arguments.venv / "lib").glob("python*")) / "site-packages"
     own = {"pip", "setuptools", "wheel", "_distutils_hack", "pkg_resources"}
     folders = [p for p in packages.iterdir() if p.name.split("-")[0] not in own]
-    size = sum(f.stat().st_size for p in folders for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file())
+    size = sum(
+        f.stat().st_size for p in folders for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file()
+    )
     heavy = run(
-        python, "-c", "import sys, tortoise_rt; print([m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])"
+        python,
+        "-c",
+        "import sys, tortoise_rt; print([m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])",
     )[1].strip()
     run(python, "-c", "import tortoise_rt")
     bare = statistics.median(run(python, "-c", "pass")[0] for _ in range(5))

@@ -126,6 +126,8 @@ def _random(key: str, like: Tensor, generator: torch.Generator) -> Tensor:
         return 1 + 0.1 * noise if norm else 0.02 * noise
     fan_in = like[0].numel() if "gpt.h." not in key else like.shape[0]
     embedding = "emb" in key and like.ndim == 2 and "time_embed" not in key and "emb_layers" not in key
+    if "kernel_conv" in key:  # kernels of UnivNet's convolutions: at full size they make it chaotic
+        noise = noise * 0.1
     return noise * (0.3 if embedding else fan_in**-0.5)
 
 

@@ -150,7 +150,7 @@ def _write(
             report.append(parity)
             progress(f"checked {parity.graph}", done, steps)
             done += 1
-        manifest["parity"] = {p.graph: {"error": p.error, "bound": p.bound} for p in report}
+        manifest["parity"] = {p.graph: {"error": p.error, "bound": p.bound, "judge": p.judge} for p in report}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
     progress("done", steps, steps)
     return report

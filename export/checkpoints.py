@@ -21,7 +21,7 @@ from .models.autoregressive import UnifiedVoice
 from .models.diffusion import DiffusionTts
 from .models.hifigan import HifiganGenerator
 from .models.ranking import CLVP, CVVP
-from .models.small import Detector, RandomLatentConverter
+from .models.small import Detector, RandomDiffuserLatentConverter, RandomLatentConverter
 from .models.univnet import UnivNetGenerator
 
 MODULES: Mapping[str, Any] = {
@@ -32,12 +32,18 @@ MODULES: Mapping[str, Any] = {
     "vocoder": UnivNetGenerator,
     "hifigan": HifiganGenerator,
     "rlg_auto": RandomLatentConverter,
-    "rlg_diffuser": RandomLatentConverter,
+    "rlg_diffuser": RandomDiffuserLatentConverter,
     "detector": Detector,
 }
 
 #: network -> its section in a config.json beside the checkpoints
 CONFIG_SECTIONS: Mapping[str, str] = {"hifigan": "hifi", "detector": "classifier"}
+
+#: network -> numbers that its section may give, and the least that each may be
+CONFIG_NUMBERS: Mapping[str, Mapping[str, int]] = {
+    "autoregressive": {"heads": 1, "start_mel_token": 0, "stop_mel_token": 0, "start_text_token": 0},
+    "detector": {"num_attn_heads": 1, "downsample_factor": 1},
+}
 
 #: keys that released files carry and no module needs
 IGNORED = re.compile(r"gpt\.h\.\d+\.attn\.(bias|masked_bias)")
@@ -94,9 +100,18 @@ class Checkpoints:
         return path
 
     def section(self, network: str) -> dict[str, Any]:
-        """What config.json says about the network; empty when nothing."""
+        """What config.json says about the network; empty when nothing. Raises CheckpointError for unusable numbers."""
         section = self.config.get(CONFIG_SECTIONS.get(network, network), {})
-        return section if isinstance(section, dict) else {}
+        if not isinstance(section, dict):
+            return {}
+        for key, least in CONFIG_NUMBERS.get(network, {}).items():
+            value = section.get(key, least)
+            if type(value) is not int or value < least:
+                raise CheckpointError(
+                    f"{self.folder / 'config.json'} gives {key} of the {network} network as {value!r}; "
+                    f"it must be an integer of at least {least}"
+                )
+        return section
 
     def load(self, network: str) -> nn.Module:
         """The network in float32, weights memory-mapped where the file allows."""
@@ -105,7 +120,7 @@ class Checkpoints:
         try:
             with torch.device("meta"):
                 module = MODULES[network].from_weights(weights, self.section(network))
-        except (KeyError, IndexError, ValueError, ZeroDivisionError, RuntimeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path} does not hold the {network} network ({_describe(error)}){_looks_like(weights, network)}"
             ) from None
@@ -148,9 +163,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is refused: it holds more than tensors, or is not a checkpoint at all (nothing in it was executed)"
         ) from None
-    except OSError as error:
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged or truncated: {_describe(error)}. Fetch it again") from None
     for wrapper in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):

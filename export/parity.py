@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,9 +19,11 @@ from .models.graphs import GRAPH_FUNCTIONS
 
 BOUND_FP32 = 1e-4  #: largest difference allowed, relative to the range of the module's output
 
+ROUNDING_FACTOR = 4  #: how much further from float64 than the module a graph may be, see _check_graph
+
 #: sizes of the free dimensions, one mapping per trial
 TRIALS: tuple[dict[str, int], ...] = (
-    {"rows": 1, "clips": 1, "frames": 5, "text": 2, "codes": 1, "samples": 1600},
+    {"rows": 1, "clips": 1, "frames": 8, "text": 2, "codes": 1, "samples": 1600},
     {"rows": 2, "clips": 2, "frames": 37, "text": 9, "codes": 12, "samples": 4000},
     {"rows": 3, "clips": 1, "frames": 90, "text": 21, "codes": 30, "samples": 9001},
 )
@@ -38,6 +41,7 @@ class GraphParity:
     error: float  #: largest difference / range of the module's output, over all trials and outputs
     bound: float
     precision: str
+    judge: str = "module"  #: what it was compared with: the module in float32, or in float64
 
     @property
     def ok(self) -> bool:
@@ -53,17 +57,16 @@ def check_graphs(engine: Engine, source: Checkpoints, seed: int = 0) -> Iterator
         if loaded is None or loaded[0] != spec.network:
             loaded = (spec.network, source.load(spec.network))
         rng = np.random.default_rng(seed)
-        trials = (
-            TRIALS if spec.name != "univnet" else tuple({**t, "frames": max(t["frames"], 8)} for t in TRIALS)
-        )
+        precision = engine.info.precision.get(spec.name, "fp32")
         if spec.stateful:
-            error = max(_step_error(engine, loaded[1], trial, rng) for trial in trials)
+            error = max(_step_error(engine, loaded[1], trial, rng) for trial in TRIALS)
+            parity = GraphParity(spec.name, error, BOUND_FP32, precision)
         else:
-            error = max(_graph_error(engine, spec, loaded[1], trial, rng) for trial in trials)
-        parity = GraphParity(spec.name, error, BOUND_FP32, engine.info.precision.get(spec.name, "fp32"))
+            parity = _check_graph(engine, spec, loaded[1], rng, precision)
         if not parity.ok:
             raise ExportError(
-                f"{spec.name} differs from its module by {error:.2e} of the range; the bound is {parity.bound:g}"
+                f"{spec.name} differs from its {parity.judge} by {parity.error:.2e} of the range; "
+                f"the bound is {parity.bound:.2g}"
             )
         yield parity
 
@@ -100,13 +103,39 @@ def _vocabulary(spec: GraphSpec, name: str, dims: Dims) -> int:
 
 
 @torch.inference_mode()
-def _graph_error(
-    engine: Engine, spec: GraphSpec, module: torch.nn.Module, sizes: dict[str, int], rng: np.random.Generator
-) -> float:
-    inputs = random_inputs(spec, engine.dims, sizes, rng)
-    wanted = GRAPH_FUNCTIONS[spec.name](module, *(torch.from_numpy(a) for a in inputs.values()))
-    got = engine.run(spec.name, **inputs)
-    return max(relative_error(g, w.numpy()) for g, w in zip(got, wanted, strict=True))
+def _check_graph(
+    engine: Engine, spec: GraphSpec, module: torch.nn.Module, rng: np.random.Generator, precision: str
+) -> GraphParity:
+    """Against the module; where that is out of bounds, both against the module in float64.
+
+    Some weights amplify rounding so much that two correct float32 computations differ by more than the bound.
+    A graph that is then about as near to float64 as the module itself is right, and the report says so.
+    """
+    trials = [random_inputs(spec, engine.dims, sizes, rng) for sizes in TRIALS]
+    got = [engine.run(spec.name, **inputs) for inputs in trials]
+    single = [_run_module(spec, module, inputs) for inputs in trials]
+    error = _worst(got, single)
+    if error <= BOUND_FP32:
+        return GraphParity(spec.name, error, BOUND_FP32, precision)
+    exact_module = copy.deepcopy(module).double()
+    exact = [_run_module(spec, exact_module, inputs) for inputs in trials]
+    bound = max(BOUND_FP32, ROUNDING_FACTOR * _worst(single, exact))
+    return GraphParity(spec.name, _worst(got, exact), bound, precision, judge="module in float64")
+
+
+def _run_module(spec: GraphSpec, module: torch.nn.Module, inputs: dict[str, Array]) -> tuple[Array, ...]:
+    """Outputs of a graph as the module computes them, in the module's own precision."""
+    dtype = next(module.parameters()).dtype
+    tensors = (torch.from_numpy(a) for a in inputs.values())
+    outputs = GRAPH_FUNCTIONS[spec.name](
+        module, *(t.to(dtype) if t.is_floating_point() else t for t in tensors)
+    )
+    return tuple(output.numpy() for output in outputs)
+
+
+def _worst(got: list[tuple[Array, ...]], wanted: list[tuple[Array, ...]]) -> float:
+    pairs = zip(got, wanted, strict=True)
+    return max(relative_error(g, w) for one, other in pairs for g, w in zip(one, other, strict=True))
 
 
 @torch.inference_mode()

@@ -60,14 +60,14 @@ class Pipeline:
         self.tokenizer = tokenizer
 
     def encode(self, text: str | Sequence[int]) -> list[int]:
-        """Text -> token ids; ids pass through."""
+        """Text -> token ids, none for text that is blank once cleaned; ids pass through."""
         if not isinstance(text, str):
             return [int(i) for i in text]
         if self.tokenizer is None:
             raise TextError(
                 f"{self.engine.info.source} has no tokenizer.json: put the model's beside its checkpoints"
             )
-        return self.tokenizer.encode(text)
+        return self.tokenizer.encode(text) if self.tokenizer.clean(text).strip() else []
 
     def voice_latents(self, clips: Sequence[Array]) -> VoiceLatents:
         """Clips (samples,) at 22.05 kHz -> the latents of their common voice."""
@@ -83,10 +83,10 @@ class Pipeline:
     def random_latents(self, rand: Randomness) -> VoiceLatents:
         """The latents of a voice that does not exist."""
         dims = self.engine.dims
-        (auto,) = self.engine.run("rlg_auto", noise=rand.voice_noise("auto", dims["ar.dim"]))
+        (auto,) = self.engine.run("rlg_auto", noise=rand.voice_noise("auto", dims["rlg_auto.dim"]))
         spoken = None
         if self.engine.has("rlg_diffuser", "diffusion_denoise"):
-            noise = rand.voice_noise("diffusion", dims["diffusion.voice_dim"])
+            noise = rand.voice_noise("diffusion", dims["rlg_diffuser.dim"])
             (spoken,) = self.engine.run("rlg_diffuser", noise=noise)
         return VoiceLatents(auto, spoken, self.engine.info.fingerprint)
 
@@ -204,6 +204,8 @@ class Pipeline:
             latents = self.voice_latents(voice.clips)
             mels = voice_mels(voice.clips) if settings.cvvp_amount > 0 else None
         self._check_latents(latents, settings)
+        if settings.cvvp_amount > 0 and settings.ar.samples > settings.candidates:
+            ranking.require_mels(settings.cvvp_amount, mels)
         return latents, mels
 
     def _check_latents(self, latents: VoiceLatents, settings: Settings) -> None:

@@ -41,15 +41,20 @@ def rank(engine: Engine, ids: Sequence[int], codes: Array, cvvp_amount: float, m
     """Scores (samples,) of fixed-up codes; higher is better. ``mels``: of the voice's clips, for CVVP."""
     if cvvp_amount == 0:
         return clvp_scores(engine, ids, codes)
+    by_voice = cvvp_scores(engine, require_mels(cvvp_amount, mels), codes)
+    if cvvp_amount == 1:
+        return by_voice
+    return by_voice * cvvp_amount + clvp_scores(engine, ids, codes) * (1 - cvvp_amount)
+
+
+def require_mels(cvvp_amount: float, mels: Array | None) -> Array:
+    """``mels`` itself; raises SettingsError when there are none to rank by."""
     if mels is None:
         raise SettingsError(
             f"cvvp_amount is {cvvp_amount:g}, but ranking by voice needs the voice's clips, "
             "not latents: give clips or set cvvp_amount to 0"
         )
-    by_voice = cvvp_scores(engine, mels, codes)
-    if cvvp_amount == 1:
-        return by_voice
-    return by_voice * cvvp_amount + clvp_scores(engine, ids, codes) * (1 - cvvp_amount)
+    return mels
 
 
 def best(scores: Array, count: int) -> Array:

@@ -79,12 +79,12 @@ def draw(logits: Array, seen: Array, u: float, forbidden: int, settings: ARSetti
     ids, probabilities = distribution(logits, seen, settings)
     choice, low, width = _select(probabilities, u)
     if ids[choice] == forbidden:
-        if len(ids) == 1:
+        others = ids != forbidden
+        ids, probabilities = ids[others], probabilities[others]
+        if not probabilities.any():
             return draw(
                 np.where(np.arange(len(logits)) == forbidden, -np.inf, logits), seen, u, forbidden, settings
             )
-        others = ids != forbidden
-        ids, probabilities = ids[others], probabilities[others]
         choice, _, _ = _select(probabilities / probabilities.sum(), (u - low) / width)
     return int(ids[choice])
 
@@ -92,5 +92,6 @@ def draw(logits: Array, seen: Array, u: float, forbidden: int, settings: ARSetti
 def _select(probabilities: Array, u: float) -> tuple[int, float, float]:
     """-> (index that u selects, where its interval begins, its width)."""
     ends = np.cumsum(probabilities)
-    choice = min(int(np.searchsorted(ends, u, side="right")), len(ends) - 1)
+    # Rounding may leave the last end below u; what has no probability is not chosen even then.
+    choice = int(min(np.searchsorted(ends, u, side="right"), np.searchsorted(ends, ends[-1])))
     return choice, float(ends[choice] - probabilities[choice]), float(probabilities[choice])

@@ -126,7 +126,7 @@ _ALL = (
         "diffusion_align",
         "diffusion",
         [
-            _f32("latents", "rows", "codes", "ar.dim"),
+            _f32("latents", "rows", "codes", "diffusion.latent_dim"),
             _f32("voice", "rows", "diffusion.voice_dim"),
             _i64("frame_index", "frames"),
         ],
@@ -164,12 +164,12 @@ _ALL = (
         [_f32("latents", "rows", "hifigan.in_dim", "frames"), _f32("voice", "rows", "hifigan.voice_dim")],
         [_f32("wav", "rows", "samples")],
     ),
-    _graph("rlg_auto", "rlg_auto", [_f32("noise", "rows", "ar.dim")], [_f32("latent", "rows", "ar.dim")]),
+    _graph("rlg_auto", "rlg_auto", [_f32("noise", "rows", "rlg_auto.dim")], [_f32("latent", "rows", "rlg_auto.dim")]),
     _graph(
         "rlg_diffuser",
         "rlg_diffuser",
-        [_f32("noise", "rows", "diffusion.voice_dim")],
-        [_f32("latent", "rows", "diffusion.voice_dim")],
+        [_f32("noise", "rows", "rlg_diffuser.dim")],
+        [_f32("latent", "rows", "rlg_diffuser.dim")],
     ),
     # Logits: [from TorToiSe, real].
     _graph("detector", "detector", [_f32("wav", "rows", 1, "samples")], [_f32("logits", "rows", 2)]),
@@ -206,11 +206,17 @@ DIM_KEYS: Mapping[str, tuple[str, ...]] = {
     ),
     "clvp": ("clvp.latent_dim", "clvp.text_ids", "clvp.codes", "clvp.text_heads", "clvp.speech_heads"),
     "cvvp": ("cvvp.latent_dim", "cvvp.codes", "cvvp.heads"),
-    "diffusion": ("diffusion.dim", "diffusion.voice_dim", "diffusion.layers", "diffusion.heads"),
+    "diffusion": (
+        "diffusion.dim",
+        "diffusion.latent_dim",
+        "diffusion.voice_dim",
+        "diffusion.layers",
+        "diffusion.heads",
+    ),
     "vocoder": ("vocoder.channels",),
     "hifigan": ("hifigan.in_dim", "hifigan.voice_dim"),
-    "rlg_auto": (),
-    "rlg_diffuser": (),
+    "rlg_auto": ("rlg_auto.dim",),
+    "rlg_diffuser": ("rlg_diffuser.dim",),
     "detector": (),
 }
 

@@ -197,7 +197,9 @@ class TextToSpeech:
             log.warning("a clip reached max_mel_tokens before its end: it may miss words; split the text")
         return result
 
-    def _settings(self, do_sample: bool | None = None, preset: str | None = None, **arguments: Any) -> Settings:
+    def _settings(
+        self, do_sample: bool | None = None, preset: str | None = None, **arguments: Any
+    ) -> Settings:
         if do_sample is not None:  # Hugging Face's word
             arguments.setdefault("greedy", not do_sample)
         arguments.setdefault("batch_rows", self._batch_rows)
@@ -238,7 +240,9 @@ def as_latents(latents: Any) -> VoiceLatents:
         return latents
     if isinstance(latents, (tuple, list)):
         if not 1 <= len(latents) <= 2:
-            raise VoiceError(f"conditioning_latents has {len(latents)} parts: (autoregressive, diffusion) are needed")
+            raise VoiceError(
+                f"conditioning_latents has {len(latents)} parts: (autoregressive, diffusion) are needed"
+            )
         return VoiceLatents(*(None if part is None else to_array(part) for part in latents))  # type: ignore[arg-type]
     return VoiceLatents(to_array(latents))
 

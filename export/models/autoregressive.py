@@ -123,15 +123,26 @@ class UnifiedVoice(nn.Module):
     @classmethod
     def from_weights(cls, weights: dict[str, Tensor], config: Mapping[str, Any]) -> UnifiedVoice:
         text_ids, dim = weights["text_embedding.weight"].shape
+        heads = config.get("heads", dim // 64)
+        if dim % heads:
+            raise ValueError(f"{heads} heads cannot share {dim} channels")
+        mel_codes = weights["mel_embedding.weight"].shape[0]
+        for name, limit in (
+            ("start_mel_token", mel_codes),
+            ("stop_mel_token", mel_codes),
+            ("start_text_token", text_ids),
+        ):
+            if config.get(name, 0) >= limit:
+                raise ValueError(f"{name} is {config[name]}; the vocabulary has {limit} codes")
         return cls(
             dim=dim,
             layers=count_layers(weights, "gpt.h."),
-            heads=config.get("heads", dim // 64),
+            heads=heads,
             inner=weights["gpt.h.0.mlp.c_fc.weight"].shape[1],
             voice_blocks=count_layers(weights, "conditioning_encoder.attn."),
             text_ids=text_ids,
             text_positions=weights["text_pos_embedding.emb.weight"].shape[0],
-            mel_codes=weights["mel_embedding.weight"].shape[0],
+            mel_codes=mel_codes,
             mel_positions=weights["mel_pos_embedding.emb.weight"].shape[0],
         )
 

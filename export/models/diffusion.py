@@ -123,6 +123,7 @@ class DiffusionTts(nn.Module):
     def dims(self, config: Mapping[str, Any]) -> dict[str, int]:
         return {
             "diffusion.dim": self.channels,
+            "diffusion.latent_dim": self.latent_conditioner[0].in_channels,
             "diffusion.voice_dim": 2 * self.channels,
             "diffusion.layers": len(self.layers),
             "diffusion.heads": self.heads,

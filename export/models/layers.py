@@ -57,6 +57,8 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, heads: int, relative: bool = False) -> None:
         super().__init__()
+        if channels % heads:
+            raise ValueError(f"{heads} heads cannot share {channels} channels")
         self.heads = heads
         self.norm = group_norm(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
@@ -175,8 +177,9 @@ class RotaryEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        time = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)
-        angles = torch.outer(time, self.attn_layers.rotary_pos_emb.inv_freq).repeat(1, 2).to(x.dtype)
+        inv_freq = self.attn_layers.rotary_pos_emb.inv_freq
+        time = torch.arange(x.shape[1], device=x.device, dtype=inv_freq.dtype)
+        angles = torch.outer(time, inv_freq).repeat(1, 2)
         for i, layer in enumerate(self.attn_layers.layers):
             norms, block = layer.children()
             h = next(norms.children())(x)

@@ -22,7 +22,9 @@ class _EqualLinear(nn.Linear):
 
 
 class RandomLatentConverter(nn.Module):
-    """Graphs ``rlg_auto`` and ``rlg_diffuser``: noise (rows, dim) -> latent (rows, dim)."""
+    """Graph ``rlg_auto``: noise (rows, dim) -> latent (rows, dim)."""
+
+    network = "rlg_auto"
 
     def __init__(self, dim: int, layers: int) -> None:
         super().__init__()
@@ -33,10 +35,16 @@ class RandomLatentConverter(nn.Module):
         return cls(weights["layers.0.weight"].shape[0], count_layers(weights, "layers."))
 
     def dims(self, config: Mapping[str, Any]) -> dict[str, int]:
-        return {}
+        return {f"{self.network}.dim": self.layers[0].in_features}
 
     def forward(self, noise: Tensor) -> Tensor:
         return self.layers(noise)
+
+
+class RandomDiffuserLatentConverter(RandomLatentConverter):
+    """Graph ``rlg_diffuser``: as ``rlg_auto``, for the diffusion decoder's latent."""
+
+    network = "rlg_diffuser"
 
 
 class _ResBlock(nn.Module):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from tortoise_rt.errors import EngineError, suggest
 from tortoise_rt.spec import GRAPHS
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from tortoise_rt.spec import TensorSpec
 
 from .blocks import attention_block

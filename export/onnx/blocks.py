@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -45,8 +46,7 @@ def group_norm(g: GraphBuilder, x: str, key: str, film: tuple[str, str] | None =
     ones = g.tensor(f"ones_{shape[0]}_{shape[1]}", np.ones(shape, np.float32))
     mean = per_channel(g.mul(per_group(g.mean(x, 1)), ones))
     centred = g.op("Sub", x, mean)
-    squares = per_group(g.op("ReduceSumSquare", centred, g.ints(1), keepdims=0))
-    variance = g.op("Div", squares, g.size(x, 1, "float32"))
+    variance = per_group(g.mean(g.mul(centred, centred), 1))
     deviation = g.op("Sqrt", g.add(variance, g.scalar(GROUP_EPSILON)))
     scale = per_channel(g.op("Div", g.tensor(f"{key}.weight", gamma.reshape(shape)), deviation))
     offset = g.tensor(f"{key}.bias", beta)
@@ -56,15 +56,15 @@ def group_norm(g: GraphBuilder, x: str, key: str, film: tuple[str, str] | None =
 
 
 def attention(
-    g: GraphBuilder, q: str, k: str, v: str, heads: int, projection_bias: str = "", position_bias: str = ""
+    g: GraphBuilder, qkv: Sequence[str], heads: int, projection_bias: str = "", position_bias: str = ""
 ) -> str:
     """Softmax attention of every position to all, scaled by 1 / sqrt(head size).
 
-    q, k, v: (rows, time, heads * size); projection_bias: (3 * heads * size,), the biases of q, k and v;
-    position_bias: (1, heads, time, time), added to the scores -> (rows, time, heads * size).
+    qkv: queries, keys and values, (rows, time, heads * size) each; projection_bias: (3 * heads * size,), their
+    biases; position_bias: (1, heads, time, time), added to the scores -> (rows, time, heads * size).
     """
     return g.op(
-        "MultiHeadAttention", q, k, v, projection_bias, "", position_bias, domain=CONTRIB, num_heads=heads
+        "MultiHeadAttention", *qkv, projection_bias, "", position_bias, domain=CONTRIB, num_heads=heads
     )
 
 
@@ -85,7 +85,7 @@ def attention_block(g: GraphBuilder, x: str, key: str, heads: int) -> str:
     biases = bias.reshape(heads, 3, size).swapaxes(0, 1).reshape(-1)
     table = f"{key}.relative_pos_embeddings.relative_attention_bias.weight"
     position_bias = relative_bias(g, x, table, size) if table in g.weights else ""
-    mixed = attention(g, *projected, heads, g.tensor(f"{key}.qkv.bias", biases), position_bias)
+    mixed = attention(g, projected, heads, g.tensor(f"{key}.qkv.bias", biases), position_bias)
     return g.add(x, g.linear(mixed, f"{key}.proj_out"))
 
 

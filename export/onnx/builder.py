@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper
+
 from tortoise_rt._version import __version__
 from tortoise_rt.spec import Dims, GraphSpec, TensorSpec
 
@@ -177,41 +178,41 @@ class GraphBuilder:
             return self.op("MatMul", x, self.tensor(f"{key}.weight", matrix), output=output)
         return self.add(self.matmul(x, f"{key}.weight", matrix), self.param(bias), output=output)
 
-    def taps(self, x: str) -> str:
-        """Each frame beside its neighbours, zeros beyond the ends: (rows, time, c) -> (rows, time, 3c)."""
-        padded = self.pad(x, 1, 1, 1)
-        return self.concat(self.slice(padded, 1, 0, -2), x, self.slice(padded, 1, 2), axis=2)
+    def taps(self, x: str, count: int = 3, dilation: int = 1, mode: str = "constant") -> str:
+        """Each frame beside its neighbours: (rows, time, c) -> (rows, time, count * c); count is odd.
 
-    def conv3(self, x: str, key: str, output: str | None = None) -> str:
-        """A 3-tap convolution with padding 1, token-major, as one matrix product."""
-        product = self.matmul(self.taps(x), f"{key}.weight", taps_matrix(self.weights[f"{key}.weight"]))
-        return self.add(product, self.param(f"{key}.bias"), output=output)
+        mode: what lies beyond the ends, "constant" (zeros) or "reflect".
+        """
+        reach = count // 2 * dilation
+        shifts = (n * dilation for n in range(count))
+        if mode == "constant":  # one Pad moves the frames: what it adds at one end it takes from the other
+            moved = [x if n == reach else self.pad(x, 1, reach - n, n - reach) for n in shifts]
+        else:
+            padded = self.pad(x, 1, reach, reach, mode)
+            moved = [x if n == reach else self.slice(padded, 1, n, n - 2 * reach or END) for n in shifts]
+        return self.concat(*moved, axis=2)
 
-    def conv(self, x: str, key: str, *, padding: int = 0, stride: int = 1, dilation: int = 1) -> str:
-        """A convolution, channel-major."""
-        kernel = self.weights[f"{key}.weight"].shape[-1]
+    def conv_taps(self, x: str, key: str, dilation: int = 1, mode: str = "constant") -> str:
+        """A convolution that keeps the length, token-major, as one matrix product."""
+        weight = self.weights[f"{key}.weight"]
+        taps = self.taps(x, weight.shape[-1], dilation, mode)
+        return self.add(self.matmul(taps, f"{key}.weight", taps_matrix(weight)), self.param(f"{key}.bias"))
+
+    def conv(
+        self, x: str, key: str, *, padding: int = 0, stride: int = 1, dilation: int = 1, planar: bool = False
+    ) -> str:
+        """A convolution, channel-major; planar: x is (rows, channels, 1, time)."""
+        weight = self.weights[f"{key}.weight"]
+        before = [1] if planar else []
         return self.op(
             "Conv",
             x,
-            self.param(f"{key}.weight"),
+            self.tensor(f"{key}.weight", weight[:, :, None] if planar else weight),
             self.param(f"{key}.bias"),
-            kernel_shape=[kernel],
-            pads=[padding, padding],
-            strides=[stride],
-            dilations=[dilation],
-        )
-
-    def conv_transpose(self, x: str, key: str, *, stride: int, padding: int, extra: int = 0) -> str:
-        """A transposed convolution, channel-major; extra: samples added at the end."""
-        return self.op(
-            "ConvTranspose",
-            x,
-            self.param(f"{key}.weight"),
-            self.param(f"{key}.bias"),
-            kernel_shape=[self.weights[f"{key}.weight"].shape[-1]],
-            strides=[stride],
-            pads=[padding, padding],
-            output_padding=[extra],
+            kernel_shape=[*before, weight.shape[-1]],
+            pads=[0, padding] * 2 if planar else [padding] * 2,
+            strides=[*before, stride],
+            dilations=[*before, dilation],
         )
 
     def silu(self, x: str) -> str:

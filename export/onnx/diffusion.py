@@ -25,7 +25,7 @@ def build_voice(g: GraphBuilder, config: Mapping[str, Any]) -> None:
 
 def build_align(g: GraphBuilder, config: Mapping[str, Any]) -> None:
     """diffusion_align: latents (rows, codes, ar.dim), voice, frame_index -> aligned (rows, frames, dim), free (dim,)."""
-    x = g.conv3("latents", "latent_conditioner.0")
+    x = g.conv_taps("latents", "latent_conditioner.0")
     x = _attention_blocks(g, x, "latent_conditioner", first=1)
     dim = g.dims["diffusion.dim"]
     voice = g.op("Unsqueeze", "voice", g.ints(1))
@@ -54,7 +54,7 @@ def build_denoise(g: GraphBuilder, config: Mapping[str, Any]) -> None:
         x = _layer(g, x, f"layers.{index}", time)
     for index in range(layers, layers + g.count("layers.{}.out_layers.0.weight", layers)):
         x = _residual(g, x, f"layers.{index}", time)
-    x = g.conv3(g.silu(group_norm(g, x, "out.0")), "out.2")
+    x = g.conv_taps(g.silu(group_norm(g, x, "out.0")), "out.2")
     g.transpose(x, 0, 2, 1, output="out")
 
 
@@ -94,7 +94,7 @@ def _residual(g: GraphBuilder, x: str, key: str, time: str) -> str:
     """Two convolutions; the timestep scales and shifts the norm between them."""
     h = g.linear(g.silu(group_norm(g, x, f"{key}.in_layers.0")), f"{key}.in_layers.2")
     h = g.silu(group_norm(g, h, f"{key}.out_layers.0", film=_film(g, f"{key}.emb_layers.1", time)))
-    return g.add(x, g.conv3(h, f"{key}.out_layers.3"))
+    return g.add(x, g.conv_taps(h, f"{key}.out_layers.3"))
 
 
 def _film(g: GraphBuilder, key: str, time: str) -> tuple[str, str]:

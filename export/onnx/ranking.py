@@ -107,7 +107,7 @@ def _attend(g: GraphBuilder, h: str, key: str, heads: int, rotation: tuple[str, 
                 * len(g.weights[f"{key.split('.layers.')[0]}.rotary_pos_emb.inv_freq"]),
             )
         )
-    return g.linear(attention(g, *rotated, heads), f"{key}.to_out")
+    return g.linear(attention(g, rotated, heads), f"{key}.to_out")
 
 
 def _feed_forward(g: GraphBuilder, h: str, key: str) -> str:

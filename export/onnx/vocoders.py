@@ -1,112 +1,133 @@
-"""Graphs of the vocoders: UnivNet (mel and noise) and HiFi-GAN (latents). Channel-major."""
+"""Graphs of the vocoders: UnivNet (mel and noise) and HiFi-GAN (latents)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .builder import GraphBuilder, taps_matrix
+import numpy as np
 
-# --- UnivNet ---
+from .builder import END, GraphBuilder, Weights, taps_matrix
+
+# --- UnivNet: token-major, so that each frame's predicted kernel multiplies its samples as they lie ---
 
 UNIVNET_SLOPE = 0.2
 DILATIONS = (1, 3, 9, 27)  #: one location-variable convolution behind each
 LVC_TAPS = 3
+EDGE = 3  #: samples reflected at both ends by the first and last convolution
 
 
 def build_univnet(g: GraphBuilder, config: Mapping[str, Any]) -> None:
     """univnet: mel (rows, 100, frames), noise (rows, 64, frames) -> wav (rows, samples). No padding, no clamp."""
-    x = g.conv(g.pad("noise", 2, 3, 3, mode="reflect"), "conv_pre")
+    x = g.conv_taps(g.transpose("noise", 0, 2, 1), "conv_pre", mode="reflect")
     mel = g.transpose("mel", 0, 2, 1)
     hop = 1
     for block in range(g.count("res_stack.{}.convt_pre.1.weight")):
-        key = f"res_stack.{block}"
-        stride = g.weights[f"{key}.convt_pre.1.weight"].shape[-1] // 2
+        stride = g.weights[f"res_stack.{block}.convt_pre.1.weight"].shape[-1] // 2
         hop *= stride
-        x = _lvc_block(g, x, mel, key, stride, hop)
-    x = g.op("LeakyRelu", x, alpha=UNIVNET_SLOPE)
-    x = g.op("Tanh", g.conv(g.pad(x, 2, 3, 3, mode="reflect"), "conv_post.1"))
-    g.op("Squeeze", x, g.ints(1), output="wav")
+        x = _lvc_block(g, x, mel, f"res_stack.{block}", stride, hop)
+    g.op("Tanh", _to_samples(g, _leaky(g, x), "conv_post.1"), output="wav")
+
+
+def _leaky(g: GraphBuilder, x: str) -> str:
+    return g.op("LeakyRelu", x, alpha=UNIVNET_SLOPE)
 
 
 def _lvc_block(g: GraphBuilder, x: str, mel: str, key: str, stride: int, hop: int) -> str:
     """Upsampling, then dilated convolutions, each followed by one whose kernel the mel gives frame by frame.
 
-    x: (rows, c, samples) -> (rows, c, samples * stride); hop: samples per frame afterwards.
+    x: (rows, samples, c) -> (rows, samples * stride, c); hop: samples per frame afterwards.
     """
-    channels = g.weights[f"{key}.convt_pre.1.weight"].shape[1]
-    x = g.op("LeakyRelu", x, alpha=UNIVNET_SLOPE)
-    x = g.conv_transpose(
-        x, f"{key}.convt_pre.1", stride=stride, padding=stride // 2 + stride % 2, extra=stride % 2
-    )
+    x = _upsample_taps(g, _leaky(g, x), f"{key}.convt_pre.1", stride)
     hidden = _kernel_hidden(g, mel, f"{key}.kernel_predictor")
     for layer, dilation in enumerate(DILATIONS):
-        h = g.op("LeakyRelu", x, alpha=UNIVNET_SLOPE)
-        h = g.conv(h, f"{key}.conv_blocks.{layer}.1", padding=dilation, dilation=dilation)
-        h = g.op("LeakyRelu", h, alpha=UNIVNET_SLOPE)
-        frames = _neighbours_by_frame(g, h, channels, hop)
-        gate, value = (
-            _variable_convolution(g, frames, hidden, f"{key}.kernel_predictor", layer, channels, half)
-            for half in (0, 1)
-        )
-        gated = g.mul(g.op("Sigmoid", gate), g.op("Tanh", value))
-        x = g.add(x, g.reshape(g.transpose(gated, 0, 2, 1, 3), 0, channels, -1))
+        h = _leaky(g, g.conv_taps(_leaky(g, x), f"{key}.conv_blocks.{layer}.1", dilation))
+        x = g.add(x, _variable_convolution(g, h, hidden, f"{key}.kernel_predictor", layer, hop))
     return x
 
 
+def _upsample_taps(g: GraphBuilder, x: str, key: str, stride: int) -> str:
+    """A transposed convolution of kernel 2 * stride as a 3-tap product that gives ``stride`` samples per sample."""
+    weight = g.weights[f"{key}.weight"]  # (in, out, 2 * stride)
+    channels = weight.shape[1]
+    padding = stride // 2 + stride % 2
+    matrix = np.zeros((LVC_TAPS, len(weight), stride, channels), np.float32)
+    for sample in range(stride):
+        for tap in range(LVC_TAPS):
+            # The input at ``tap`` reaches this sample with the kernel's value so far behind its own position.
+            behind = sample + padding + (1 - tap) * stride
+            if 0 <= behind < 2 * stride:
+                matrix[tap, :, sample] = weight[:, :, behind]
+    product = g.matmul(g.taps(x), f"{key}.weight", matrix.reshape(LVC_TAPS * len(weight), -1))
+    return g.add(g.reshape(product, 0, -1, channels), g.param(f"{key}.bias"))
+
+
 def _kernel_hidden(g: GraphBuilder, mel: str, key: str) -> str:
-    """What the kernels and biases are computed from, with each frame's neighbours: (rows, frames, 3 * hidden)"""
-    weight = g.weights[f"{key}.input_conv.0.weight"]
-    padded = g.pad(mel, 1, 2, 2)
-    taps = g.concat(*(g.slice(padded, 1, i, i - 4 or 2**62) for i in range(5)), axis=2)
-    c = g.add(
-        g.matmul(taps, f"{key}.input_conv.0.weight", taps_matrix(weight)), g.param(f"{key}.input_conv.0.bias")
-    )
-    c = g.op("LeakyRelu", c, alpha=UNIVNET_SLOPE)
+    """What kernels and biases are computed from, beside each frame's neighbours: (rows, frames, 3 * hidden)"""
+    c = _leaky(g, g.conv_taps(mel, f"{key}.input_conv.0"))
     for block in range(g.count(key + ".residual_convs.{}.1.weight")):
-        h = g.op("LeakyRelu", g.conv3(c, f"{key}.residual_convs.{block}.1"), alpha=UNIVNET_SLOPE)
-        h = g.op("LeakyRelu", g.conv3(h, f"{key}.residual_convs.{block}.3"), alpha=UNIVNET_SLOPE)
-        c = g.add(c, h)
+        h = _leaky(g, g.conv_taps(c, f"{key}.residual_convs.{block}.1"))
+        c = g.add(c, _leaky(g, g.conv_taps(h, f"{key}.residual_convs.{block}.3")))
     return g.taps(c)
 
 
-def _neighbours_by_frame(g: GraphBuilder, x: str, channels: int, hop: int) -> str:
-    """Each sample beside its two neighbours, grouped by frame: (rows, c, frames * hop) -> (rows, frames, 3c, hop)"""
-    padded = g.pad(x, 2, 1, 1)
-    taps = g.concat(g.slice(padded, 2, 0, -2), x, g.slice(padded, 2, 2), axis=1)
-    return g.transpose(g.reshape(taps, 0, LVC_TAPS * channels, -1, hop), 0, 2, 1, 3)
+def _variable_convolution(g: GraphBuilder, x: str, hidden: str, key: str, layer: int, hop: int) -> str:
+    """A gated convolution with a kernel of its own for each frame of ``hop`` samples.
+
+    x: (rows, samples, c); hidden: (rows, frames, ...) -> (rows, samples, c).
+    """
+    weights, bias, shift_weights, shift_bias = _predictor(g.weights, key, layer)
+    channels = len(shift_bias) // 2
+    name = f"{key}.{layer}"
+    kernel = g.add(g.matmul(hidden, f"{name}.kernel", weights), g.tensor(f"{name}.kernel.bias", bias))
+    matrices = g.reshape(kernel, 0, 0, LVC_TAPS * channels, 2 * channels)
+    shift = g.add(
+        g.matmul(hidden, f"{name}.shift", shift_weights), g.tensor(f"{name}.shift.bias", shift_bias)
+    )
+    frames = g.reshape(g.taps(x), 0, -1, hop, LVC_TAPS * channels)
+    out = g.add(g.op("MatMul", frames, matrices), g.op("Unsqueeze", shift, g.ints(2)))
+    gated = g.mul(g.op("Sigmoid", g.slice(out, 3, 0, channels)), g.op("Tanh", g.slice(out, 3, channels)))
+    return g.reshape(gated, 0, -1, channels)
 
 
-def _variable_convolution(
-    g: GraphBuilder, frames: str, hidden: str, key: str, layer: int, channels: int, half: int
-) -> str:
-    """One half of a location-variable convolution's output channels: (rows, frames, c, hop).
+def _predictor(weights: Weights, key: str, layer: int) -> tuple[np.ndarray, ...]:
+    """One layer's share of the kernel predictor: matrix and bias for kernels, matrix and bias for shifts.
 
-    The predicted channels are grouped (layer, in, out, tap); those of this layer and half are taken out at
-    export and put in the order (out, tap, in), so that each frame's kernel is a matrix as it comes.
+    The channels that predict kernels are grouped (layer, in, out, tap); they are put in the order
+    (tap, in, out), so that a frame's prediction is its matrix as it comes.
     """
     layers = len(DILATIONS)
-    weight, bias = g.weights[f"{key}.kernel_conv.weight"], g.weights[f"{key}.kernel_conv.bias"]
-    own = slice(half * channels, (half + 1) * channels)
-    picked = weight.reshape(layers, channels, 2 * channels, LVC_TAPS, *weight.shape[1:])[layer, :, own]
-    picked = picked.transpose(1, 2, 0, 3, 4).reshape(-1, *weight.shape[1:])
-    offsets = (
-        bias.reshape(layers, channels, 2 * channels, LVC_TAPS)[layer, :, own].transpose(1, 2, 0).reshape(-1)
+    shift_bias = weights[f"{key}.bias_conv.bias"].reshape(layers, -1)[layer]
+    shift = weights[f"{key}.bias_conv.weight"]
+    shift = shift.reshape(layers, -1, *shift.shape[1:])[layer]
+    outputs = len(shift_bias)
+    grouping = (layers, outputs // 2, outputs, LVC_TAPS)
+    kernel = weights[f"{key}.kernel_conv.weight"]
+    kernel = (
+        kernel.reshape(*grouping, *kernel.shape[1:])[layer]
+        .transpose(2, 0, 1, 3, 4)
+        .reshape(-1, *kernel.shape[1:])
     )
-    name = f"{key}.{layer}.{half}"
-    kernel = g.add(
-        g.matmul(hidden, f"{name}.kernel", taps_matrix(picked)), g.tensor(f"{name}.kernel.bias", offsets)
-    )
-    matrices = g.reshape(kernel, 0, 0, channels, LVC_TAPS * channels)
-    weight = g.weights[f"{key}.bias_conv.weight"].reshape(layers, 2 * channels, *weight.shape[1:])[layer, own]
-    offsets = g.weights[f"{key}.bias_conv.bias"].reshape(layers, 2 * channels)[layer, own]
-    shift = g.add(
-        g.matmul(hidden, f"{name}.bias", taps_matrix(weight)), g.tensor(f"{name}.bias.bias", offsets)
-    )
-    return g.add(g.op("MatMul", matrices, frames), g.op("Unsqueeze", shift, g.ints(3)))
+    bias = weights[f"{key}.kernel_conv.bias"].reshape(grouping)[layer].transpose(2, 0, 1).reshape(-1)
+    return taps_matrix(kernel), bias, taps_matrix(shift), shift_bias
 
 
-# --- HiFi-GAN ---
+def _to_samples(g: GraphBuilder, x: str, key: str) -> str:
+    """The last convolution, to one channel: (rows, samples, c) -> (rows, samples).
+
+    Each sample's contribution to its neighbours first, (rows, taps, samples), then their sum.
+    """
+    weight = g.weights[f"{key}.weight"]  # (1, c, taps)
+    parts = g.transpose(g.matmul(x, f"{key}.weight", np.ascontiguousarray(weight[0])), 0, 2, 1)
+    padded = g.pad(parts, 2, EDGE, EDGE, mode="reflect")
+    shifted = []
+    for tap in range(weight.shape[-1]):
+        part = g.op("Gather", padded, g.scalar(tap, "int64"), axis=1)
+        shifted.append(g.slice(part, 1, tap, tap - 2 * EDGE or END))
+    return g.add(g.op("Sum", *shifted), g.param(f"{key}.bias"))
+
+
+# --- HiFi-GAN: planar (rows, c, 1, time), where ONNX Runtime has blocked convolutions, a fifth faster than plain ---
 
 HIFIGAN_SLOPE = 0.1
 HIFIGAN_LAST_SLOPE = 0.01  #: torch's default, which the reference uses before the last convolution
@@ -119,13 +140,14 @@ def build_hifigan(g: GraphBuilder, config: Mapping[str, Any]) -> None:
     """
     stages = g.count("ups.{}.weight")
     branches = g.count("resblocks.{}.convs1.0.weight") // stages
-    voice = g.op("Unsqueeze", g.linear("voice", "cond_layer"), g.ints(2))
-    x = g.add(g.conv("latents", "conv_pre", padding=3), voice)
+    voice = g.op("Unsqueeze", g.linear("voice", "cond_layer"), g.ints(2, 3))
+    x = g.op("Unsqueeze", "latents", g.ints(2))
+    x = g.add(g.conv(x, "conv_pre", padding=3, planar=True), voice)
     for stage in range(stages):
         kernel = g.weights[f"ups.{stage}.weight"].shape[-1]
         factor = config["upsample_factors"][stage] if "upsample_factors" in config else kernel // 2
         x = g.op("LeakyRelu", x, alpha=HIFIGAN_SLOPE)
-        x = g.conv_transpose(x, f"ups.{stage}", stride=factor, padding=(kernel - factor) // 2)
+        x = _upsample(g, x, f"ups.{stage}", factor)
         outputs = []
         for branch in range(branches):
             key = f"resblocks.{stage * branches + branch}"
@@ -136,15 +158,28 @@ def build_hifigan(g: GraphBuilder, config: Mapping[str, Any]) -> None:
             outputs.append(_residual(g, x, key, dilations))
         x = g.mul(g.op("Sum", *outputs), g.scalar(1 / branches))
     x = g.op("LeakyRelu", x, alpha=HIFIGAN_LAST_SLOPE)
-    x = g.op("Tanh", g.conv(x, "conv_post", padding=3))
-    g.op("Squeeze", x, g.ints(1), output="wav")
+    x = g.op("Tanh", g.conv(x, "conv_post", padding=3, planar=True))
+    g.op("Squeeze", x, g.ints(1, 2), output="wav")
 
 
 def _residual(g: GraphBuilder, x: str, key: str, dilations: Sequence[int]) -> str:
     reach = g.weights[f"{key}.convs1.0.weight"].shape[-1] // 2
     for i, dilation in enumerate(dilations):
         h = g.op("LeakyRelu", x, alpha=HIFIGAN_SLOPE)
-        h = g.conv(h, f"{key}.convs1.{i}", padding=reach * dilation, dilation=dilation)
+        h = g.conv(h, f"{key}.convs1.{i}", padding=reach * dilation, dilation=dilation, planar=True)
         h = g.op("LeakyRelu", h, alpha=HIFIGAN_SLOPE)
-        x = g.add(x, g.conv(h, f"{key}.convs2.{i}", padding=reach))
+        x = g.add(x, g.conv(h, f"{key}.convs2.{i}", padding=reach, planar=True))
     return x
+
+
+def _upsample(g: GraphBuilder, x: str, key: str, factor: int) -> str:
+    """A transposed convolution, planar."""
+    weight = g.weights[f"{key}.weight"]
+    padding = (weight.shape[-1] - factor) // 2
+    return g.op(
+        "ConvTranspose",
+        *(x, g.tensor(f"{key}.weight", weight[:, :, None]), g.param(f"{key}.bias")),
+        kernel_shape=[1, weight.shape[-1]],
+        strides=[1, factor],
+        pads=[0, padding, 0, padding],
+    )

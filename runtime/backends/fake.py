@@ -35,12 +35,15 @@ DIMS: Mapping[str, int] = {
     "cvvp.codes": 256,
     "cvvp.heads": 1,
     "diffusion.dim": 8,
+    "diffusion.latent_dim": 16,
     "diffusion.voice_dim": 16,
     "diffusion.layers": 1,
     "diffusion.heads": 1,
     "vocoder.channels": 4,
     "hifigan.in_dim": 16,
     "hifigan.voice_dim": 16,
+    "rlg_auto.dim": 16,
+    "rlg_diffuser.dim": 16,
 }
 CODES_PER_TEXT_ID = 2  #: samples end around this many codes per text id
 _LOGIT_RANGE = 12.0
@@ -88,7 +91,9 @@ class FakeEngine(Engine):
             latents[:, i] = _noise(state[:, 0], DIMS["ar.dim"])
         logits = (_noise(~state[:, 0], DIMS["ar.mel_codes"]) * (_LOGIT_RANGE / 2)).astype(np.float32)
         overdue = inputs["code_positions"][:, -1] - CODES_PER_TEXT_ID * state[:, 1].astype(np.int64)
-        logits[:, DIMS["ar.stop_code"]] = np.clip(_LOGIT_RANGE / 2 + overdue, -2 * _LOGIT_RANGE, 4 * _LOGIT_RANGE)
+        logits[:, DIMS["ar.stop_code"]] = np.clip(
+            _LOGIT_RANGE / 2 + overdue, -2 * _LOGIT_RANGE, 4 * _LOGIT_RANGE
+        )
         return logits, latents
 
 
@@ -119,7 +124,9 @@ def _quantize(x: Array) -> Array:
 
 def _project(x: Array, size: int) -> Array:
     """x (..., width) -> (..., size) in (-1, 1). einsum, because a BLAS product's rounding depends on its rows."""
-    weights = np.random.default_rng([x.shape[-1], size]).standard_normal((x.shape[-1], size)) / x.shape[-1] ** 0.5
+    weights = (
+        np.random.default_rng([x.shape[-1], size]).standard_normal((x.shape[-1], size)) / x.shape[-1] ** 0.5
+    )
     return np.tanh(np.einsum("...i,ij->...j", x, weights))
 
 
@@ -172,7 +179,7 @@ _GRAPHS: Mapping[str, Callable[..., tuple[Array, ...]]] = {
     "diffusion_denoise": _denoise,
     "univnet": _univnet,
     "hifigan": _hifigan,
-    "rlg_auto": lambda noise: (_project(noise, DIMS["ar.dim"]),),
-    "rlg_diffuser": lambda noise: (_project(noise, DIMS["diffusion.voice_dim"]),),
+    "rlg_auto": lambda noise: (_project(noise, DIMS["rlg_auto.dim"]),),
+    "rlg_diffuser": lambda noise: (_project(noise, DIMS["rlg_diffuser.dim"]),),
     "detector": _detector,
 }

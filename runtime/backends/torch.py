@@ -66,7 +66,8 @@ class TorchEngine(Engine):
             return self._modules[network]
 
     def _to_device(self, array: Array) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device)
+        # Torch warns of arrays that cannot be written to, such as broadcast ones.
+        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)
 
     @torch.inference_mode()
     def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:

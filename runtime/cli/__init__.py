@@ -39,7 +39,9 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="tortoise-rt")
-@click.option("--debug", is_flag=True, envvar=DEBUG_VARIABLE, help=f"Show tracebacks (or set {DEBUG_VARIABLE}=1).")
+@click.option(
+    "--debug", is_flag=True, envvar=DEBUG_VARIABLE, help=f"Show tracebacks (or set {DEBUG_VARIABLE}=1)."
+)
 def main(debug: bool) -> None:
     """Speech from text with TorToiSe models, on compiled engines.
 

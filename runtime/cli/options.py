@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,14 +15,13 @@ if TYPE_CHECKING:
     from ..text import Tokenizer
     from ..voice import Voice
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 FOLDER = click.Path(path_type=Path)
 
 
-def apply(options: list[Callable[[Function], Function]]) -> Callable[[Function], Function]:
+def apply(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
     """A decorator that adds ``options`` in their order."""
 
-    def decorate(function: Function) -> Function:
+    def decorate(function: Any) -> Any:
         for option in reversed(options):
             function = option(function)
         return function
@@ -31,7 +31,9 @@ def apply(options: list[Callable[[Function], Function]]) -> Callable[[Function],
 
 engine_options = apply(
     [
-        click.option("--engine", type=FOLDER, metavar="DIR", help="Engine bundle to use. [default: the demo bundle]"),
+        click.option(
+            "--engine", type=FOLDER, metavar="DIR", help="Engine bundle to use. [default: the demo bundle]"
+        ),
         click.option(
             "--checkpoints",
             type=FOLDER,
@@ -39,10 +41,18 @@ engine_options = apply(
             help="Folder of checkpoints (autoregressive.pth, ...) to run with PyTorch instead of a bundle.",
         ),
         click.option(
-            "--backend", default="auto", show_default=True, metavar="NAME", help="auto, onnx (bundles) or torch."
+            "--backend",
+            default="auto",
+            show_default=True,
+            metavar="NAME",
+            help="auto, onnx (bundles) or torch.",
         ),
         click.option(
-            "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."
+            "--device",
+            default="auto",
+            show_default=True,
+            metavar="NAME",
+            help="auto, cpu, cuda, cuda:N or mps.",
         ),
     ]
 )
@@ -66,7 +76,7 @@ verbosity_options = apply(
 
 def set_up_log(quiet: bool, verbose: bool) -> None:
     """Send the package's log to standard error."""
-    handler = logging.StreamHandler(click.get_text_stream("stderr"))
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Format())
     log = logging.getLogger("tortoise_rt")
     log.handlers, log.propagate = [handler], False
@@ -86,11 +96,11 @@ def open_chosen(
     from ..tts import choose_engine
 
     opened = choose_engine(engine, checkpoints, backend, device)
-    if not quiet:
-        if engine is None and checkpoints is None and opened.info.backend != "fake":
-            click.echo("No engine named: using the demo engine that ships (choose with --engine).", err=True)
-        if opened.info.notice:
-            click.echo(f"Note: {opened.info.notice}", err=True)
+    demo = engine is None and checkpoints is None and opened.info.backend != "fake"
+    said = ["No engine named (--engine): using the demo engine that ships."] if demo else []
+    said += [f"Note: {opened.info.notice}"] if opened.info.notice else []
+    if said and not quiet:
+        click.echo(" ".join(said), err=True)
     return opened
 
 

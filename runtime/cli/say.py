@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,96 +38,155 @@ settings_options = options.apply(
             help="From codes to sound: diffusion (best) or hifigan (fast). [default: the engine's, else diffusion]",
         ),
         _number(
-            "--candidates", "k", kind=int, metavar="K",
+            "--candidates",
+            "k",
+            kind=int,
+            metavar="K",
             help="Clips to return, best first; for K > 1 they are NAME_0.wav, NAME_1.wav, ... [default: 1]",
         ),
         _number(
-            "--samples", "num_autoregressive_samples", kind=int, metavar="N",
+            "--samples",
+            "num_autoregressive_samples",
+            kind=int,
+            metavar="N",
             help="How often the text is spoken in codes, the best being kept; 1 to 4096. More is better and slower.",
         ),
         _number(
-            "--temperature", kind=float, metavar="X",
+            "--temperature",
+            kind=float,
+            metavar="X",
             help="Variety of the speech; above 0. Low is even, high is lively and risky. [default: 0.8]",
         ),
         _number(
-            "--top-p", kind=float, metavar="P",
+            "--top-p",
+            kind=float,
+            metavar="P",
             help="Draw from the most likely codes that together have this probability; above 0, at most 1. [default: 0.8]",
         ),
-        _number("--top-k", kind=int, metavar="K", help="Draw from the K most likely codes; 0 for all. [default: 50]"),
         _number(
-            "--repetition-penalty", kind=float, metavar="X",
+            "--top-k",
+            kind=int,
+            metavar="K",
+            help="Draw from the K most likely codes; 0 for all. [default: 50]",
+        ),
+        _number(
+            "--repetition-penalty",
+            kind=float,
+            metavar="X",
             help="Above 1: discourages codes already used (stutter, long silence). [default: 2.0]",
         ),
         _number(
-            "--length-penalty", kind=float, metavar="X",
+            "--length-penalty",
+            kind=float,
+            metavar="X",
             help="Accepted as in TorToiSe, where it has no effect when codes are drawn. [default: 1.0]",
         ),
         click.option(
-            "--typical/--no-typical", "typical_sampling", default=None, help="Locally typical sampling. [default: off]"
-        ),
-        _number("--typical-mass", kind=float, metavar="P", help="Its probability; above 0, at most 1. [default: 0.9]"),
-        click.option(
-            "--greedy", is_flag=True, default=None, help="Always the most likely code: nothing is drawn in this stage."
+            "--typical/--no-typical",
+            "typical_sampling",
+            default=None,
+            help="Locally typical sampling. [default: off]",
         ),
         _number(
-            "--max-mel-tokens", kind=int, metavar="N",
+            "--typical-mass",
+            kind=float,
+            metavar="P",
+            help="Its probability; above 0, at most 1. [default: 0.9]",
+        ),
+        click.option(
+            "--greedy",
+            is_flag=True,
+            default=None,
+            help="Always the most likely code: nothing is drawn in this stage.",
+        ),
+        _number(
+            "--max-mel-tokens",
+            kind=int,
+            metavar="N",
             help="Longest clip in codes of 46 ms. [default: 500, or what the model has room for]",
         ),
         _number(
-            "--cvvp-amount", kind=float, metavar="X",
+            "--cvvp-amount",
+            kind=float,
+            metavar="X",
             help="Rank samples by likeness to the voice (1), to the text (0) or both; needs clips. [default: 0]",
         ),
         _number(
-            "--diffusion-iterations", kind=int, metavar="N",
+            "--diffusion-iterations",
+            kind=int,
+            metavar="N",
             help="Denoising steps, 1 to 4000; above 250 little is gained.",
         ),
         click.option(
-            "--sampler", type=_choose(SAMPLERS),
+            "--sampler",
+            type=_choose(SAMPLERS),
             help="Denoising rule: ancestral (TorToiSe's) or ddim (good with few steps). [default: ancestral]",
         ),
         _number("--eta", kind=float, metavar="X", help="ddim only: its noise, 0 to 1. [default: 0]"),
         click.option(
-            "--cond-free/--no-cond-free", default=None,
+            "--cond-free/--no-cond-free",
+            default=None,
             help="Guidance: a second, unconditioned pass in every step. Better and twice as slow. [default: on]",
         ),
-        _number("--cond-free-k", kind=float, metavar="X", help="Strength of guidance; 0 or more. [default: 2.0]"),
         _number(
-            "--diffusion-temperature", kind=float, metavar="X",
+            "--cond-free-k", kind=float, metavar="X", help="Strength of guidance; 0 or more. [default: 2.0]"
+        ),
+        _number(
+            "--diffusion-temperature",
+            kind=float,
+            metavar="X",
             help="Noise that diffusion starts from, 0 to 1; less is smoother and duller. [default: 1.0]",
         ),
         _number(
-            "--batch-rows", kind=int, metavar="N",
+            "--batch-rows",
+            kind=int,
+            metavar="N",
             help="Samples drawn at once; bounds memory, changes no result. [default: 16]",
         ),
         click.option(
-            "--kv-positions", type=_choose(KV_POSITIONS),
+            "--kv-positions",
+            type=_choose(KV_POSITIONS),
             help="upstream reproduces a position fault of TorToiSe's cache, for comparison. [default: trained]",
         ),
     ]
-)  # fmt: skip
+)
 
 
 @click.command()
 @click.argument("text", nargs=-1, required=True)
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default="output.wav", show_default=True, metavar="FILE",
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="output.wav",
+    show_default=True,
+    metavar="FILE",
     help="Where the clip goes: .wav, .flac or .ogg. Its folder must exist.",
 )
 @click.option(
-    "--voice", metavar="VOICE",
+    "--voice",
+    metavar="VOICE",
     help="A name (see: tortoise-rt voices list), a folder of clips, a clip, a file of latents, several joined as "
     "'a&b', or random. [default: the engine's, else random]",
 )
 @options.voices_option
-@click.option("--seed", type=int, metavar="N", help="Same seed, same clip. [default: a fresh one, printed at the end]")
+@click.option(
+    "--seed", type=int, metavar="N", help="Same seed, same clip. [default: a fresh one, printed at the end]"
+)
 @options.engine_options
 @settings_options
 @click.option(
-    "--tokenizer", type=click.Path(path_type=Path), metavar="FILE", help="tokenizer.json. [default: the engine's]"
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="tokenizer.json. [default: the engine's]",
 )
-@click.option("--basic-cleaners", is_flag=True, help="Only lower-case the text: for models of other languages.")
 @click.option(
-    "--no-redaction", is_flag=True,
+    "--basic-cleaners", is_flag=True, help="Only lower-case the text: for models of other languages."
+)
+@click.option(
+    "--no-redaction",
+    is_flag=True,
     help="Speak words in [brackets] too. (Taking them out of the audio is not available in this version.)",
 )
 @click.option("--no-mark", is_flag=True, help="Do not mark the file as synthetic speech in its metadata.")
@@ -155,10 +215,10 @@ def say(
     \b
     tortoise-rt say "Hello there." -o hello.wav
     tortoise-rt say --voice my_clips/ --preset standard --seed 7 -o hello.wav "Hello there."
-    """  # fmt: skip
+    """
     options.set_up_log(quiet, verbose)
     words = read_text(text)
-    paths = output_paths(output, settings["k"] or 1)
+    check_output(output)
 
     from ..audio import write_wav
     from ..defaults import DEFAULT_PRESET, default_voice, settings_for
@@ -171,7 +231,7 @@ def say(
     seed = fresh_seed() if seed is None else check_seed(seed)
     opened = options.open_chosen(engine, checkpoints, backend, device, quiet)
     chosen = settings_for(opened, preset, DEFAULT_PRESET, **settings)
-    paths = output_paths(output, chosen.candidates)  # the engine may have a default of its own
+    paths = clip_paths(output, chosen.candidates)
     pipeline = Pipeline(opened, options.find_tokenizer(opened, tokenizer, basic_cleaners))
     speaker = load_voice(voice or default_voice(opened), voice_dirs)
     start = time.perf_counter()
@@ -180,8 +240,9 @@ def say(
     seconds = time.perf_counter() - start
     for path, wav in zip(paths, result.wavs, strict=True):
         write_wav(path, wav, synthetic=not no_mark, comment=f"seed {seed}")
-    if not quiet:
-        click.echo(report(paths, result, seconds))
+    if quiet:
+        return
+    click.echo(report(paths, result, seconds))
     if not result.complete:
         click.echo(
             f"Warning: the voice did not stop by itself within {result.codes.shape[1]} codes, so words may be "
@@ -191,11 +252,11 @@ def say(
 
 
 def read_text(words: tuple[str, ...]) -> str:
-    """The words joined, or standard input for "-"; raises TextError when it is empty or not UTF-8."""
+    """The words joined, or standard input for "-", stripped; raises TextError when it is empty or not UTF-8."""
     source = "standard input" if words == ("-",) else "the text"
     try:
         if words == ("-",):
-            text = click.get_binary_stream("stdin").read().decode("utf-8-sig")
+            text = sys.stdin.buffer.read().decode("utf-8-sig")
         else:
             text = " ".join(words)
             text.encode("utf-8")
@@ -203,26 +264,30 @@ def read_text(words: tuple[str, ...]) -> str:
         raise TextError(f"{source} is not valid UTF-8 ({error}): convert it") from None
     if not text.strip():
         raise TextError(f"{source} is empty: there is nothing to say")
-    return text
+    return text.strip()
 
 
-def output_paths(output: Path, count: int) -> list[Path]:
-    """Where ``count`` clips go; raises OutputError when they cannot be written there."""
+def check_output(output: Path) -> None:
+    """Raise an OutputError when no clip can be written as ``output``."""
     from ..audio import WRITABLE
 
     if output.suffix.lower() not in WRITABLE:
         raise OutputError(f"cannot write {output}: its suffix must be one of {', '.join(WRITABLE)}")
     if not output.parent.is_dir():
         raise OutputError(f"the folder {output.parent} does not exist: create it, or write elsewhere")
+    # Files appear by renaming, so that what must be writable is the folder.
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"the folder {output.parent} cannot be written: check its permissions")
+
+
+def clip_paths(output: Path, count: int) -> list[Path]:
+    """Where ``count`` clips go: ``output``, or NAME_0, NAME_1, ...; raises OutputError for a folder's name."""
     paths = [output]
     if count > 1:
         paths = [output.with_name(f"{output.stem}_{i}{output.suffix}") for i in range(count)]
     for path in paths:
         if path.is_dir():
             raise OutputError(f"{path} is a folder: give the name of a file")
-    # Files appear by renaming, so that what must be writable is the folder.
-    if not os.access(output.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"the folder {output.parent} cannot be written: check its permissions")
     return paths
 
 
@@ -236,5 +301,3 @@ def report(paths: list[Path], result: Result, seconds: float) -> str:
         f"{names}: {audio:.2f} s of audio in {seconds:.2f} s (real-time factor {factor:.2f}), seed {result.seed}\n"
         f"Time: {stages}"
     )
-
-

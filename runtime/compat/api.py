@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..tts import classify_audio_clip as _classify_audio_clip
 from .base import DEFAULT_MODELS_DIR, MODELS_DIR, ReferenceClass, code_limit, models_folder
 
+
 def classify_audio_clip(clip):
     """The probability that a clip at 24 kHz came from TorToiSe."""
     return _classify_audio_clip(clip, models_folder(MODELS_DIR))

@@ -11,7 +11,14 @@ from ..errors import SettingsError, suggest
 from .api import classify_audio_clip
 from .base import DEFAULT_MODELS_DIR, MODELS_DIR, ReferenceClass, code_limit
 
-_UNUSED = ("diffusion_iterations", "cond_free", "cond_free_k", "diffusion_temperature", "num_autoregressive_samples")
+_UNUSED = (
+    "diffusion_iterations",
+    "cond_free",
+    "cond_free_k",
+    "diffusion_temperature",
+    "num_autoregressive_samples",
+)
+
 
 class TextToSpeech(ReferenceClass):
     """The reference's fast class."""

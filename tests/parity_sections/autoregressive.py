@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
 from tortoise_rt.autoregressive import code_latents, text_row
 from tortoise_rt.engine import Array, Engine
 from tortoise_rt.pipeline import mean_latent
@@ -14,15 +15,19 @@ from tortoise_rt.pipeline import mean_latent
 from .recording import Check, Recording, Subject, relative_error
 
 TRAINED, UPSTREAM = 1, 2  #: position of the first code; the reference's cached decode is off by one
-TAIL_CODES = 6  #: of latents_wavlen: its wav ends this many codes and a bit before the codes do
+TAIL_CODES = (
+    6  #: of latents_wavlen: its wav ends in the code this far from their end, if the README says nothing else
+)
 
 
 def padded_text_row(padded: Array, engine: Engine) -> Array:
     """The text row for ids that already carry the pad: (1, text) -> (1, text + 2)."""
-    return text_row(padded[0, :-1], engine.dims)
+    return text_row(padded[0, :-1].tolist(), engine.dims)
 
 
-def forced_logits(engine: Engine, voice: Array, text: Array, codes: Array, first_position: int) -> tuple[Array, Array]:
+def forced_logits(
+    engine: Engine, voice: Array, text: Array, codes: Array, first_position: int
+) -> tuple[Array, Array]:
     """Logits (codes + 1, rows, vocabulary) and latents (codes + 1, rows, dim) after the start code and each given one.
 
     voice: (1, dim); text: (1, text), start and stops included; codes: (rows, codes), the last of which is read too.
@@ -44,9 +49,11 @@ def forced_logits(engine: Engine, voice: Array, text: Array, codes: Array, first
     return np.stack(all_logits), np.stack(all_latents)
 
 
-def compare_logits(recording: Recording, name: str, logits: Array, *, alias: str = "", inner: bool = False) -> None:
+def compare_logits(
+    recording: Recording, name: str, logits: Array, *, alias: str = "", inner: bool = False
+) -> None:
     """The recorded columns of logits (..., vocabulary), and what is recorded of the whole vocabulary."""
-    options = {"alias": alias, "inner": inner}
+    options: dict[str, Any] = {"alias": alias, "inner": inner}
     recording.compare(name, logits[..., recording["logit_cols"]], **options)
     recording.compare(f"{name}_lse", np.logaddexp.reduce(logits.astype(np.float64), axis=-1), **options)
     largest = -np.sort(-logits, axis=-1)[..., :4]
@@ -71,7 +78,8 @@ def check_latents(recording: Recording, subject: Subject) -> None:
     latents = code_latents(subject.engine, voice, text, list(codes))
     recording.compare("latents", np.concatenate(latents))
     ended = codes[1].copy()
-    ended[len(ended) - TAIL_CODES + 1 :] = subject.engine.dims["ar.stop_code"]
+    (tail,) = recording.documented("latents_wavlen", r"\(M-(\d+)\)", [TAIL_CODES])
+    ended[len(ended) - tail + 1 :] = subject.engine.dims["ar.stop_code"]
     recording.compare("latents_wavlen", code_latents(subject.engine, voice, text, [ended])[0][0])
 
 
@@ -119,4 +127,4 @@ def check_teacher_forcing(recording: Recording, subject: Subject) -> None:
         compare_logits(recording, match[0], logits[:: recording.stride(match[0], len(logits), 0)])
 
 
-CHECKS: Sequence[Check] = (check_voice, check_latents, check_full_pass, check_prefix, check_teacher_forcing)
+CHECKS: tuple[Check, ...] = (check_voice, check_latents, check_full_pass, check_prefix, check_teacher_forcing)

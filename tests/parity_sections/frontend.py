@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from tortoise_rt.audio import conditioning_clip, resample
 from tortoise_rt.mel import (
     ar_filterbank,
@@ -31,7 +32,9 @@ def check_resampling(recording: Recording, subject: Subject) -> None:
 
 def check_file_rates(recording: Recording, subject: Subject) -> None:
     for match in recording.matches(r"wav(\d+)_to_(\d+)"):
-        source, target = ({44: 44100, 22: CODE_RATE, 24: SAMPLE_RATE}.get(n, n * 1000) for n in map(int, match.groups()))
+        source, target = (
+            {44: 44100, 22: CODE_RATE, 24: SAMPLE_RATE}.get(n, n * 1000) for n in map(int, match.groups())
+        )
         recording.compare(match[0], resample(floats(recording[f"wav{match[1]}_i16"]), source, target))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+
 from tortoise_rt.engine import Array
 from tortoise_rt.ranking import cvvp_scores, normalize
 
@@ -39,7 +40,8 @@ def check_encoders(recording: Recording, subject: Subject) -> None:
 def check_scores(recording: Recording, subject: Subject) -> None:
     text, codes = recording["text"], recording["codes"]
     recording.compare("clvp_scores", similarity(subject, text, codes).diagonal())
-    shifted = text[:, :LOSS_IDS] + np.arange(len(text))[:, None]
+    (used,) = recording.documented("clvp_loss", r"text\[:, :(\d+)\]", [LOSS_IDS])
+    shifted = text[:, :used] + np.arange(len(text))[:, None]
     scores = similarity(subject, shifted, codes).astype(np.float64)
     losses = [np.logaddexp.reduce(scores, axis=axis) - scores.diagonal() for axis in (0, 1)]
     recording.compare("clvp_loss", np.float32(np.mean(losses)))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from tortoise_rt.engine import Array, Engine
 from tortoise_rt.errors import TortoiseError
 from tortoise_rt.export.checkpoints import Checkpoints
@@ -47,7 +48,9 @@ class Outcome:
         return self.error / self.bound if self.bound else np.inf
 
     def __str__(self) -> str:
-        numbers = [f"{value:9.2g}" if value is not None else f"{'-':>9}" for value in (self.error, self.bound)]
+        numbers = [
+            f"{value:9.2g}" if value is not None else f"{'-':>9}" for value in (self.error, self.bound)
+        ]
         return f"{self.section:10} {self.name:36} {' '.join(numbers)}  {self.status:9} {self.note}".rstrip()
 
 
@@ -77,7 +80,9 @@ class Absent(Exception):
 class Recording:
     """The arrays of one file. An array is covered once a check has compared it, or has compared what it led to."""
 
-    def __init__(self, section: str, arrays: Mapping[str, Any], meanings: Mapping[str, str], judge: bool) -> None:
+    def __init__(
+        self, section: str, arrays: Mapping[str, Any], meanings: Mapping[str, str], judge: bool
+    ) -> None:
         self.section = section
         self.outcomes: list[Outcome] = []
         self._arrays = arrays
@@ -100,10 +105,10 @@ class Recording:
         """Matches of the arrays whose whole name fits ``pattern``, in the file's order."""
         return [match for name in self._arrays if (match := re.fullmatch(pattern, name))]
 
-    def documented(self, name: str, pattern: str) -> list[int]:
-        """Numbers that the README of the set gives for ``name``: the groups of ``pattern``'s first match, or []."""
+    def documented(self, name: str, pattern: str, default: Sequence[int] = ()) -> list[int]:
+        """Numbers that the README of the set gives for ``name``: the groups of ``pattern``'s first match."""
         match = re.search(pattern, self._meanings.get(name, ""))
-        return [int(number) for number in match.groups()] if match else []
+        return [int(number) for number in match.groups()] if match else list(default)
 
     def thin(self, name: str, full: Array) -> Array:
         """Every n-th entry along the last axis of ``full``, n such that as many are left as are recorded."""
@@ -114,7 +119,7 @@ class Recording:
         kept = np.shape(self[name])[axis]
         fitting = [n for n in range(1, length + 1) if -(-length // n) == kept]
         stated = self.documented(name, r"every (\d+)")
-        return stated[0] if stated and stated[0] in fitting else next(iter(fitting), 1)
+        return next(iter([n for n in fitting if n in stated] + fitting), 1)
 
     def compare(
         self,
@@ -151,16 +156,20 @@ class Recording:
         self._covered |= {name} & set(self._arrays)
         self._report(name, status, note=note)
 
+    def attempt(self, check: Callable[..., None], *arguments: Any) -> None:
+        """One check, which ends early where the set lacks an array that it needs."""
+        self._read = set()
+        try:
+            check(self, *arguments)
+        except Absent as absent:
+            self._report(str(absent), "absent")
+        except TortoiseError as error:
+            self._report(check.__name__, "FAIL", np.inf, note=str(error))
+
     def run(self, checks: Iterable[Check], subject: Subject) -> list[Outcome]:
         """All checks, then a line for every array that they did not name themselves."""
         for check in checks:
-            self._read = set()
-            try:
-                check(self, subject)
-            except Absent as absent:
-                self._report(str(absent), "absent")
-            except TortoiseError as error:
-                self._report(check.__name__, "FAIL", np.inf, note=str(error))
+            self.attempt(check, subject)
         named = {outcome.name for outcome in self.outcomes}
         for name in self._arrays:
             if name not in self._covered:
@@ -197,6 +206,11 @@ def relative_error(own: Array, recorded: Array) -> float:
 def elementwise_error(own: Array, recorded: Array) -> float:
     """Largest difference of an element over its own size."""
     return float((np.abs(own - recorded) / np.maximum(np.abs(recorded), 1e-12)).max(initial=0))
+
+
+def largest_difference(own: Array, recorded: Array) -> float:
+    """Not relative to anything."""
+    return float(np.abs(own - recorded).max(initial=0))
 
 
 def count_unequal(own: Array, recorded: Array) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from tortoise_rt.autoregressive import sample_codes
 from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Array
@@ -12,7 +13,7 @@ from tortoise_rt.sampling import distribution, penalize
 
 from .autoregressive import TRAINED, UPSTREAM, forced_logits, padded_text_row
 from .randomness import Recorded
-from .recording import Check, Recording, Subject
+from .recording import Check, Recording, Subject, count_unequal
 
 #: what the reference passes, for every name a recording has
 FILTERS: dict[str, dict[str, Any]] = {
@@ -25,22 +26,36 @@ FILTERS: dict[str, dict[str, Any]] = {
 SAMPLES: dict[str, dict[str, Any]] = {"default": {}, "topk0": {"top_k": 0}, "typical": {"typical": True}}
 
 
-def check_repetition(recording: Recording, subject: Subject) -> None:
+def penalized(recording: Recording, penalty: float) -> Array:
+    """The recorded logits with the penalty on the recorded history: (rows, vocabulary)."""
     logits, history = recording["logits"], recording["history"]
-    own = [penalize(row, seen_codes(past, len(row)), 2.0) for row, past in zip(logits, history, strict=True)]
-    recording.compare("after_repetition", np.stack(own))
+    rows = [
+        penalize(row, seen_codes(past, len(row)), penalty) for row, past in zip(logits, history, strict=True)
+    ]
+    return np.stack(rows)
+
+
+def check_repetition(recording: Recording, subject: Subject) -> None:
+    recording.compare("after_repetition", penalized(recording, 2.0))
 
 
 def check_filters(recording: Recording, subject: Subject) -> None:
     logits, history = recording["logits"], recording["history"]
     for name, changes in FILTERS.items():
+        settings = ARSettings(**changes)
         probabilities = np.zeros(logits.shape)
         for row, scores, past in zip(probabilities, logits, history, strict=True):
-            ids, kept = distribution(scores, seen_codes(past, len(scores)), ARSettings(**changes))
+            ids, kept = distribution(scores, seen_codes(past, len(scores)), settings)
             row[ids] = kept
-        survivors = probabilities > 0
-        recording.compare(f"{name}_keep", np.packbits(survivors, axis=1))
-        recording.compare(f"{name}_count", survivors.sum(axis=1))
+        ranked = penalized(recording, settings.repetition_penalty)
+
+        def unlike(own: Array, recorded: Array, ranked: Array = ranked) -> float:
+            """Survivors that differ in score. Which of several equal ones survive, the reference's sort leaves open."""
+            survivors = [np.unpackbits(packed, axis=1)[:, : ranked.shape[1]] for packed in (own, recorded)]
+            return count_unequal(*(np.sort(np.where(mask, ranked, -np.inf), axis=1) for mask in survivors))
+
+        recording.compare(f"{name}_keep", np.packbits(probabilities > 0, axis=1), 0.0, measure=unlike)
+        recording.compare(f"{name}_count", (probabilities > 0).sum(axis=1))
         recording.compare(f"{name}_top_prob", -np.sort(-probabilities)[:, :8])
 
 
@@ -67,7 +82,8 @@ def check_greedy(recording: Recording, subject: Subject) -> None:
         if f"{match[0]}_margin" in recording:
             position = UPSTREAM if match[1] == "cached" else TRAINED
             logits, _ = forced_logits(engine, voice, text, ids[:, :-1], position)
-            margins = [second_best_margin(l, s, settings) for l, s in zip(logits[:, 0], seen_so_far(ids[0], engine.dims), strict=True)]
+            steps = zip(logits[:, 0], seen_so_far(ids[0], engine.dims), strict=True)
+            margins = [second_best_margin(scores, seen, settings) for scores, seen in steps]
             recording.compare(f"{match[0]}_margin", np.array(margins))
 
 
@@ -93,7 +109,9 @@ def interval_margin(logits: Array, seen: Array, u: float, settings: ARSettings) 
     return float(min(ends[choice] - u, u - (ends[choice] - probabilities[choice])))
 
 
-def draw_margins(subject: Subject, voice: Array, text: Array, ids: Array, u: Array, settings: ARSettings) -> Array:
+def draw_margins(
+    subject: Subject, voice: Array, text: Array, ids: Array, u: Array, settings: ARSettings
+) -> Array:
     """(steps, rows): margins of every draw that led to ids (rows, steps) with u (steps, rows).
 
     As in the reference, rows that have stopped are fed stop codes, and their draws are made and discarded.
@@ -115,7 +133,9 @@ def check_samples(recording: Recording, subject: Subject) -> None:
             recording.compare(f"sample_{name}_ids", ())
             continue
         ids, u = recording[f"sample_{name}_ids"], recording[f"sample_{name}_u"]
-        settings = ARSettings(samples=len(ids), max_mel_tokens=ids.shape[1], kv_positions="upstream", **changes)
+        settings = ARSettings(
+            samples=len(ids), max_mel_tokens=ids.shape[1], kv_positions="upstream", **changes
+        )
         own = sample_codes(subject.engine, voice, text, settings, Recorded(list(u.T)))
         recording.compare(f"sample_{name}_ids", own)
         recording.compare(f"sample_{name}_margin", draw_margins(subject, voice, text, ids, u, settings))

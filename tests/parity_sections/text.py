@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from tortoise_rt.engine import Array
 from tortoise_rt.errors import TextError
 from tortoise_rt.text import clean_english, split_and_recombine_text
@@ -54,7 +55,10 @@ def check_errors(recording: Recording, subject: Subject) -> None:
 
 def check_split(recording: Recording, subject: Subject) -> None:
     texts = recording["split_and_recombine.text"]
-    desired, longest = recording["split_and_recombine.desired_length"], recording["split_and_recombine.max_length"]
+    desired, longest = (
+        recording["split_and_recombine.desired_length"],
+        recording["split_and_recombine.max_length"],
+    )
     own = [split_and_recombine_text(*arguments) for arguments in zip(texts, desired, longest, strict=True)]
     recording.compare("split_and_recombine.out", objects(list(own)))
 

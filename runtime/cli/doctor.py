@@ -1,0 +1,140 @@
+"""``tortoise-rt doctor``: what is installed, which engines match this machine, what to do next."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import click
+
+from .._version import __version__
+from .progress import table
+
+PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "onnx",
+    "tokenizers",
+    "soundfile",
+    "safetensors",
+    "click",
+)
+_NVIDIA_QUERY = ("--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader")
+
+
+@click.command()
+def doctor() -> None:
+    """Report what is installed, which engines match this machine, and what to do next."""
+    from ..bundle import cache_folder, demo_folder
+    from ..voice import find_voices, user_folder
+
+    installed = {package: _version(package) for package in PACKAGES}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    _section(
+        "Machine",
+        [
+            ("tortoise-rt", __version__),
+            ("Python", f"{platform.python_version()} ({sys.executable})"),
+            ("platform", platform.platform()),
+            ("CPU cores", str(cores)),
+            *(("GPU", gpu) for gpu in _gpus()),
+        ],
+    )
+    _section("Packages", [(package, found or "not installed") for package, found in installed.items()])
+    _section("Runs on", [("onnx", _providers()), ("torch", _torch_devices())])
+    _section(
+        "Folders",
+        [
+            ("cache", str(cache_folder())),
+            ("voices", f"{user_folder()} ({len(find_voices())} voices known)"),
+        ],
+    )
+    folders = [demo_folder(), *sorted(p for p in (cache_folder() / "engines").glob("[!.]*") if p.is_dir())]
+    states = {folder: _engine_state(folder) for folder in folders}
+    _section("Engines", [(str(folder), state) for folder, (_, state) in states.items()])
+    usable = [folder for folder, (works, _) in states.items() if works]
+    click.echo("Next")
+    for step in _next_steps(installed, usable, demo_folder()):
+        click.echo(f"  {step}")
+
+
+def _section(title: str, rows: list[tuple[str, str]]) -> None:
+    lines = table(rows).splitlines()
+    click.echo("\n".join([title, *(f"  {line}" for line in lines)]))
+
+
+def _version(package: str) -> str:
+    """The installed version; "" when there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _gpus() -> list[str]:
+    """One line per NVIDIA GPU: name, driver, memory, compute capability."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    try:
+        answer = subprocess.run(
+            [program, *_NVIDIA_QUERY], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return [f"nvidia-smi fails: {error}"]
+    return answer.stdout.strip().splitlines()
+
+
+def _providers() -> str:
+    try:
+        import onnxruntime
+    except ImportError:
+        return "not installed"
+    return ", ".join(onnxruntime.get_available_providers())
+
+
+def _torch_devices() -> str:
+    try:
+        import torch
+    except ImportError:
+        return "not installed"
+    devices = ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))]
+    return ", ".join(devices + ["mps"] * torch.backends.mps.is_available())
+
+
+def _engine_state(folder: Path) -> tuple[bool, str]:
+    """-> whether the bundle works on this machine, and what is to be said of it."""
+    from ..backends import open_engine
+    from ..errors import TortoiseError
+
+    try:
+        engine = open_engine(folder)
+    except TortoiseError as error:
+        return False, f"cannot be used: {error}"
+    info = engine.info
+    precision = "/".join(sorted(set(info.precision.values())))
+    return (
+        True,
+        f"works here: {info.backend} on {info.device}, {precision}, {len(info.graphs)} graphs. {info.notice}",
+    )
+
+
+def _next_steps(installed: dict[str, str], usable: list[Path], demo: Path) -> list[str]:
+    if not installed["onnxruntime"] and not installed["onnxruntime-gpu"]:
+        return ["pip install 'tortoise-rt[cpu]'   (ONNX Runtime, to run engines)"]
+    own = [folder for folder in usable if folder != demo]
+    if own:
+        return [f'tortoise-rt say --engine {own[0]} "Hello there." -o hello.wav']
+    steps = []
+    if usable:
+        steps.append('tortoise-rt say "Hello there." -o hello.wav   (with the demo engine)')
+    if not installed["torch"] or not installed["onnx"]:
+        steps.append("pip install 'tortoise-rt[export]'   (PyTorch and ONNX, to export checkpoints)")
+    return [*steps, "tortoise-rt export --checkpoints DIR   (an engine from your checkpoints)"]

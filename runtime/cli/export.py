@@ -1,0 +1,106 @@
+"""``tortoise-rt export``: checkpoints to an engine bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import EngineError, MissingDependency, OutputError, suggest
+from .options import FOLDER
+from .progress import Bar, table
+
+if TYPE_CHECKING:
+    from tortoise_rt.export.parity import GraphParity
+
+TARGETS = ("cpu",)
+BUILD_PACKAGES = ("torch", "onnx", "onnxruntime")
+
+
+@click.command()
+@click.option(
+    "--checkpoints",
+    type=FOLDER,
+    required=True,
+    metavar="DIR",
+    help="Folder with autoregressive.pth and the others, and tokenizer.json.",
+)
+@click.option(
+    "--target", default="cpu", show_default=True, metavar="NAME", help="What the bundle runs on: cpu."
+)
+@click.option(
+    "-o", "--output", type=FOLDER, metavar="DIR", help="The bundle's folder. [default: in the cache folder]"
+)
+@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@click.option(
+    "--name", metavar="NAME", help="The model's name in the bundle. [default: the checkpoint folder's]"
+)
+@click.option("--no-check", is_flag=True, help="Skip the comparison of every graph with PyTorch.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+def export(
+    checkpoints: Path,
+    target: str,
+    output: Path | None,
+    force: bool,
+    name: str | None,
+    no_check: bool,
+    quiet: bool,
+) -> None:
+    """Turn checkpoints into an engine bundle: one folder that runs without PyTorch.
+
+    \b
+    tortoise-rt export --checkpoints models/ -o bundle
+    tortoise-rt say --engine bundle "Hello there."
+    """
+    if target not in TARGETS:
+        known = {"cuda", "tensorrt"}
+        why = "is not in this version" if target in known else "is unknown"
+        raise EngineError(f'the export target "{target}" {why}. {suggest(target, TARGETS)}')
+    try:
+        from tortoise_rt.export.bundle import default_output, export_bundle
+    except ImportError as error:
+        raise missing_build_package(error, "exporting") from error
+
+    if output is None:
+        output = default_output(checkpoints, target)
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot make the cache folder {output.parent} ({error}): name one with -o"
+            ) from error
+    with Bar(not quiet) as bar:
+        bundle, report = export_bundle(
+            checkpoints, output, name=name, force=force, check=not no_check, progress=bar
+        )
+    if quiet:
+        return
+    click.echo(parity_table(report) if report else "Not compared with PyTorch (--no-check).")
+    click.echo(f"{bundle.folder}: {len(bundle.graphs)} graphs, {megabytes(bundle.manifest['files']):.1f} MB")
+    click.echo(f'Next: tortoise-rt say --engine {bundle.folder} "Hello there."')
+
+
+def missing_build_package(error: ImportError, purpose: str) -> Exception:
+    """What to raise for an ImportError: MissingDependency when a build package is not there, else the error."""
+    package = (error.name or "").partition(".")[0]
+    if package not in BUILD_PACKAGES:
+        return error
+    extra = "cpu" if package == "onnxruntime" else "export"
+    return MissingDependency(
+        f"{purpose} needs {package}, which is not installed: pip install 'tortoise-rt[{extra}]'"
+    )
+
+
+def parity_table(report: list[GraphParity]) -> str:
+    """The largest error of each graph beside its bound."""
+    rows = [("graph", "precision", "error", "bound", "ok")]
+    rows += [
+        (p.graph, p.precision, f"{p.error:.1e}", f"{p.bound:g}", "yes" if p.ok else "NO") for p in report
+    ]
+    return table(rows)
+
+
+def megabytes(files: dict[str, dict[str, int]]) -> float:
+    """Size of a manifest's files."""
+    return sum(file["bytes"] for file in files.values()) / 1e6

@@ -1,0 +1,115 @@
+"""Whole runs of the reference's fast class: HiFi-GAN straight from latents, at once and in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from tortoise_rt.autoregressive import code_latents, prefill, sample_codes, text_row
+from tortoise_rt.config import ARSettings
+from tortoise_rt.engine import Array
+from tortoise_rt.pipeline import mean_latent, voice_mels
+from tortoise_rt.sampling import draw
+from tortoise_rt.vocoder import hifigan
+
+from .autoregressive import UPSTREAM
+from .randomness import Recorded
+from .recording import Check, Recording, Subject
+from .whole import check_text, read_clips
+
+FIRST_CHUNK_CODES = 60  #: the reference waits for so many before its first chunk
+CHUNK_CODES, OVERLAP = 10, 256  #: of the recorded stream, unless its README says otherwise
+
+
+def speak(recording: Recording, subject: Subject) -> tuple[Array, Array]:
+    """-> (voice latent (1, dim), text row (1, text)) of the recorded runs."""
+    voice = mean_latent(subject.engine, "ar_voice", voice_mels(read_clips(recording)))
+    return voice, text_row(recording["ids"].tolist(), subject.engine.dims)
+
+
+def check_runs(recording: Recording, subject: Subject) -> None:
+    """The fast class decodes the latents of all codes as they were drawn: no fix-up and no trimming."""
+    voice, text = speak(recording, subject)
+    for name, positions in (("kv", "upstream"), ("nokv", "trained")):
+        if f"{name}_codes" not in recording:
+            recording.compare(f"{name}_codes", ())
+            continue
+        limit = recording[f"{name}_codes"].shape[1]
+        settings = ARSettings(samples=1, max_mel_tokens=limit, kv_positions=positions)
+        rand = Recorded([recording[f"{name}_u"][:, 0]])
+        codes = sample_codes(subject.engine, voice, text, settings, rand)
+        recording.compare(f"{name}_codes", codes)
+        (latents,) = code_latents(subject.engine, voice, text, list(codes))
+        recording.compare(f"{name}_wav", hifigan(subject.engine, latents, voice)[:, None])
+
+
+def draw_stream(subject: Subject, voice: Array, text: Array, uniforms: Array) -> Iterator[tuple[int, Array]]:
+    """(code, latent (1, dim) it was drawn from) one by one; the stop code is suppressed, as in the recording."""
+    engine, settings = subject.engine, ARSettings()
+    start, stop = engine.dims["ar.start_code"], engine.dims["ar.stop_code"]
+    cache, logits = prefill(engine, voice, text, 2 + text.shape[1] + len(uniforms))
+    (latent,) = code_latents(engine, voice, text, [np.array([start])])
+    latent = latent[:, 0]
+    seen = np.zeros(engine.dims["ar.mel_codes"], bool)
+    seen[[1, start]] = True
+    for step, u in enumerate(uniforms):
+        suppressed = logits[0].copy()
+        suppressed[stop] = -np.inf
+        code = draw(suppressed, seen, u, start, settings)
+        seen[code] = True
+        yield code, latent
+        if step + 1 < len(uniforms):
+            positions = np.full((1, 1), step + UPSTREAM, np.int64)
+            logits, latents = engine.ar_step(cache, np.full((1, 1), code, np.int64), positions)
+            latent = latents[:, -1]
+
+
+def cross_fade(wavs: Sequence[Array], overlap: int) -> list[Array]:
+    """Chunks of a stream from ever longer renderings (samples,) of it.
+
+    Each chunk holds back its last ``overlap`` samples, and the next begins with a linear fade from those.
+    """
+    chunks: list[Array] = []
+    rising = np.linspace(0, 1, overlap, dtype=np.float32)
+    for previous, wav in zip([None, *wavs], wavs, strict=False):
+        chunk = wav[0 if previous is None else len(previous) - overlap : -overlap].copy()
+        if previous is not None:
+            chunk[:overlap] = previous[-overlap:] * rising[::-1] + chunk[:overlap] * rising
+        chunks.append(chunk)
+    return chunks
+
+
+def check_stream(recording: Recording, subject: Subject) -> None:
+    voice, text = speak(recording, subject)
+    drawn = list(draw_stream(subject, voice, text, recording["stream_u"][:, 0]))
+    latents = np.concatenate([latent for _, latent in drawn])
+    recording.compare("stream_codes", np.array([code for code, _ in drawn]))
+    recording.compare("stream_latents", latents)
+
+    name = "stream_chunk_lens"
+    (chunk_codes,) = recording.documented(name, r"stream_chunk_size=(\d+)", [CHUNK_CODES])
+    (overlap,) = recording.documented(name, r"overlap_wav_len=(\d+)", [OVERLAP])
+    ends = [*range(max(chunk_codes, FIRST_CHUNK_CODES), len(drawn) + 1, chunk_codes), len(drawn)]
+    wavs = [hifigan(subject.engine, latents[None, :end], voice)[0] for end in ends]
+    chunks = cross_fade(wavs, overlap)
+    recording.compare(name, np.array([len(chunk) for chunk in chunks]))
+    for match in recording.matches(r"stream_wav_every(\d+)"):
+        recording.compare(match[0], np.concatenate(chunks)[:: int(match[1])])
+    for match in recording.matches(r"stream_chunk(\d+)_head"):
+        recorded = recording[match[0]]
+        recording.compare(match[0], chunks[int(match[1])][: len(recorded)])
+
+
+def check_cross_fade(recording: Recording, subject: Subject) -> None:
+    """Each rendering is the signal so far, a tenth louder than the last one."""
+    signal = recording["hc_in"]
+    names = [match[0] for match in recording.matches(r"hc_out_\d+")]
+    lengths = np.cumsum([len(recording[name]) for name in names])
+    overlap = len(signal) - int(lengths[-1])
+    wavs = [signal[: length + overlap] * np.float32(1 + 0.1 * i) for i, length in enumerate(lengths)]
+    for name, chunk in zip(names, cross_fade(wavs, overlap), strict=True):
+        recording.compare(name, chunk)
+
+
+CHECKS: tuple[Check, ...] = (check_text, check_runs, check_stream, check_cross_fade)

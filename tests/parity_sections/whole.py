@@ -1,0 +1,125 @@
+"""Whole runs, from text and voice to audio, with all randomness recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tortoise_rt.autoregressive import code_latents, fix_codes, text_row
+from tortoise_rt.config import ARGUMENTS, Settings, make_settings
+from tortoise_rt.engine import Array
+from tortoise_rt.pipeline import Pipeline, Result
+from tortoise_rt.ranking import clvp_scores
+from tortoise_rt.vocoder import univnet
+from tortoise_rt.voice import Voice
+
+from .randomness import Recorded
+from .recording import NO_TOKENIZER, WHOLE, Check, Recording, Subject, floats
+from .sampling import draw_margins
+
+
+def read_clips(recording: Recording) -> tuple[Array, ...]:
+    """The voice's clips, (samples,) each."""
+    return tuple(floats(recording[match[0]][0]) for match in recording.matches(r"clip\d+_i16"))
+
+
+def check_text(recording: Recording, subject: Subject) -> None:
+    tokenizer = subject.load_tokenizer()
+    if tokenizer is None:
+        recording.report("text", "uncovered", NO_TOKENIZER)
+        return
+    text = str(recording["text"])
+    recording.compare("ids", np.array(tokenizer.encode(text)))
+
+
+def batches(recording: Recording, run: str, stop: int) -> Iterator[tuple[Array, Array]]:
+    """(codes (rows, steps), uniforms (steps, rows)) of each batch of samples; a batch ends with its last live row."""
+    codes, u = recording[f"{run}_codes_raw"], recording[f"{run}_u"]
+    rows = u.shape[1]
+    for first in range(0, len(codes), rows):
+        batch = codes[first : first + rows]
+        stopped = (batch == stop).any(axis=1)
+        lengths = np.where(stopped, (batch == stop).argmax(axis=1) + 1, batch.shape[1])
+        steps = int(lengths.max())
+        yield batch[:, :steps], u[:steps]
+        u = u[steps:]
+
+
+def numbered(recording: Recording, name: str) -> list[Array]:
+    """The arrays ``name_0``, ``name_1``, ... ."""
+    return [recording[match[0]] for match in recording.matches(rf"{name}_\d+")]
+
+
+def run_settings(recording: Recording, run: str) -> Settings:
+    """What the run's arguments ask for, with as many samples as the reference drew (whole batches only)."""
+    given: dict[str, Any] = json.loads(bytes(recording[f"{run}_kwargs_json"]))
+    arguments = {name: value for name, value in given.items() if name in ARGUMENTS}
+    codes = recording[f"{run}_codes_raw"]
+    arguments |= {
+        "num_autoregressive_samples": len(codes),
+        "max_mel_tokens": codes.shape[1],
+        "kv_positions": "upstream",
+    }
+    return make_settings(**arguments)
+
+
+def replay(recording: Recording, subject: Subject, run: str) -> tuple[Settings, Result]:
+    settings = run_settings(recording, run)
+    uniforms = [row for _, u in batches(recording, run, subject.engine.dims["ar.stop_code"]) for row in u.T]
+    rand = Recorded(
+        uniforms,
+        start=numbered(recording, f"{run}_init_noise"),
+        steps=numbered(recording, f"{run}_step_noise"),
+        vocoder=numbered(recording, f"{run}_z"),
+    )
+    voice = None
+    if f"{run}_rlg_auto_noise" in recording:
+        rand.voice["auto"] = recording[f"{run}_rlg_auto_noise"]
+        rand.voice["diffusion"] = recording[f"{run}_rlg_diffuser_noise"]
+    else:
+        voice = Voice("recorded", read_clips(recording))
+    pipeline = Pipeline(subject.engine, subject.load_tokenizer())
+    return settings, pipeline.synthesize(recording["ids"].tolist(), voice, settings, rand)
+
+
+def check_run(recording: Recording, subject: Subject, run: str) -> None:
+    engine = subject.engine
+    settings, result = replay(recording, subject, run)
+    ids = recording["ids"].tolist()
+    fixed = fix_codes(result.codes, result.stop_code)
+    recording.compare(f"{run}_codes_raw", result.codes)
+    recording.compare(f"{run}_codes_fixed", fixed)
+    # The recorded scores are CLVP's even where the ranking mixes in CVVP's.
+    mixed = settings.cvvp_amount > 0
+    recording.compare(f"{run}_clvp", clvp_scores(engine, ids, fixed) if mixed else result.scores)
+    recording.compare(f"{run}_auto_cond", result.voice.auto)
+
+    text = text_row(ids, engine.dims)
+    margins = [
+        draw_margins(subject, result.voice.auto, text, codes, u, settings.ar).min(axis=1)
+        for codes, u in batches(recording, run, result.stop_code)
+    ]
+    recording.compare(f"{run}_margin", np.concatenate(margins))
+
+    latents = np.concatenate(code_latents(engine, result.voice.auto, text, list(fixed[result.chosen])))
+    recording.compare(f"{run}_latents", latents)
+    for row, kept in zip(latents, result.latents, strict=True):
+        row[: kept.shape[1]] = kept[0]
+    recording.compare(f"{run}_latents", latents, alias="as decoded")
+
+    for number, (mel, wav) in enumerate(zip(result.mels, result.wavs, strict=True)):
+        recording.compare(f"{run}_mel_{number}", mel, WHOLE)
+        recording.compare(f"{run}_wav_{number}", wav[None, None], WHOLE)
+        vocoded = univnet(engine, recording[f"{run}_mel_{number}"], recording[f"{run}_z_{number}"])
+        recording.compare(f"{run}_wav_{number}", vocoded[:, None], alias="from mel")
+
+
+def check_runs(recording: Recording, subject: Subject) -> None:
+    for match in recording.matches(r"(\w+)_kwargs_json"):
+        recording.attempt(check_run, subject, match[1])
+
+
+CHECKS: tuple[Check, ...] = (check_text, check_runs)

@@ -1,0 +1,245 @@
+"""The Python interface: what the reference's class takes, on the fake engine."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tortoise_rt import TextToSpeech, classify_audio_clip, tts
+from tortoise_rt.backends.fake import FakeEngine
+from tortoise_rt.compat import api, api_fast, base
+from tortoise_rt.errors import AudioError, BundleError, EngineError, SettingsError, VoiceError
+from tortoise_rt.spec import HOP, codes_to_frames
+from tortoise_rt.voice import VoiceLatents
+
+TOKENIZER = Path(__file__).parent / "data" / "tokenizer.json"
+TEXT = "Hello there."
+QUICK: dict[str, Any] = {"num_autoregressive_samples": 3, "diffusion_iterations": 2}
+CLIP = (0.1 * np.sin(np.arange(30000) * 0.05)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def speaker() -> TextToSpeech:
+    return TextToSpeech(engine=FakeEngine(), tokenizer_vocab_file=TOKENIZER)
+
+
+def test_one_clip_is_an_array(speaker: TextToSpeech) -> None:
+    wav = speaker.tts(TEXT, use_deterministic_seed=1, **QUICK)
+    assert isinstance(wav, np.ndarray)
+    assert wav.dtype == np.float32
+    assert wav.shape[:2] == (1, 1) and wav.shape[2] % HOP == 0
+
+
+def test_several_clips_are_a_list(speaker: TextToSpeech) -> None:
+    clips = speaker.tts(TEXT, k=2, use_deterministic_seed=1, **QUICK)
+    assert [clip.shape[:2] for clip in clips] == [(1, 1), (1, 1)]
+    np.testing.assert_array_equal(clips[0], speaker.tts(TEXT, use_deterministic_seed=1, **QUICK))
+
+
+def test_state_makes_the_same_clip_again(speaker: TextToSpeech) -> None:
+    wav, state = speaker.tts(TEXT, return_deterministic_state=True, **QUICK)
+    seed, text, samples, latents = state
+    assert (text, samples, latents) == (TEXT, None, None)
+    np.testing.assert_array_equal(
+        wav, speaker.tts(text, samples, latents, use_deterministic_seed=seed, **QUICK)
+    )
+    other = speaker.tts(TEXT, **QUICK)
+    assert wav.shape != other.shape or not np.array_equal(wav, other)
+
+
+def test_presets_are_settings(speaker: TextToSpeech) -> None:
+    named = speaker.tts_with_preset(TEXT, "ultra_fast", use_deterministic_seed=1)
+    spelt = speaker.tts(
+        TEXT,
+        use_deterministic_seed=1,
+        num_autoregressive_samples=16,
+        diffusion_iterations=30,
+        cond_free=False,
+    )
+    np.testing.assert_array_equal(named, spelt)
+    with pytest.raises(SettingsError, match='Did you mean "fast"'):
+        speaker.tts_with_preset(TEXT, "fst")
+
+
+def test_voice_samples_and_their_latents_are_one_voice(speaker: TextToSpeech) -> None:
+    auto, diffusion = speaker.get_conditioning_latents([CLIP, CLIP[None]])
+    assert (auto.shape, diffusion.shape) == ((1, 16), (1, 16))
+    settings: dict[str, Any] = {"use_deterministic_seed": 1, **QUICK}
+    spoken = speaker.tts(TEXT, voice_samples=[CLIP, CLIP], **settings)
+    np.testing.assert_array_equal(
+        spoken, speaker.tts(TEXT, conditioning_latents=(auto, diffusion), **settings)
+    )
+    latents = VoiceLatents(auto, diffusion)
+    np.testing.assert_array_equal(spoken, speaker.tts(TEXT, conditioning_latents=latents, **settings))
+    np.testing.assert_array_equal(auto, speaker.get_conditioning_latents(CLIP)[0])
+
+
+def test_mels_come_with_latents(speaker: TextToSpeech) -> None:
+    _, _, auto_mels, diffusion_mels = speaker.get_conditioning_latents([CLIP, CLIP], return_mels=True)
+    assert auto_mels.shape == (1, 2, 80, 517)
+    assert diffusion_mels.shape == (1, 2, 100, 401)
+
+
+def test_random_latents_are_decided_by_the_seed(speaker: TextToSpeech) -> None:
+    first, again, other = (speaker.get_random_conditioning_latents(seed)[0] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(*(speaker.get_random_conditioning_latents()[0] for _ in range(2)))
+
+
+def test_a_stream_is_the_clip_in_pieces(speaker: TextToSpeech) -> None:
+    arguments: dict[str, Any] = {"use_deterministic_seed": 1, "num_autoregressive_samples": 1}
+    whole = speaker.tts(TEXT, decoder="hifigan", **arguments)[0, 0]
+    pieces = list(speaker.tts_stream(TEXT, stream_chunk_size=5, **arguments))
+    assert len(pieces) > 1
+    assert {len(piece) for piece in pieces[:-1]} == {codes_to_frames(5) * HOP}
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+    (piece,) = speaker.tts_stream(TEXT, stream_chunk_size=0, **arguments)
+    np.testing.assert_array_equal(piece, whole)
+
+
+def test_words_of_hugging_face(speaker: TextToSpeech) -> None:
+    latents = speaker.get_random_conditioning_latents(1)
+    drawn = [
+        speaker.tts(
+            TEXT, conditioning_latents=latents, do_sample=False, decoder="hifigan", use_deterministic_seed=s
+        )
+        for s in (1, 2)
+    ]
+    np.testing.assert_array_equal(*drawn)
+    speaker.tts(TEXT, do_sample=True, top_k=5, typical_sampling=True, typical_mass=0.5, **QUICK)
+    with pytest.raises(SettingsError, match="unknown setting 'typical_mas'. Did you mean \"typical_mass\""):
+        speaker.tts(TEXT, typical_mas=0.5)
+
+
+def test_brackets_are_refused_while_there_is_no_redaction(speaker: TextToSpeech) -> None:
+    with pytest.raises(EngineError, match=r"\[sadly\] in brackets.*enable_redaction=False"):
+        speaker.tts("[sadly] Hello.")
+    plain = TextToSpeech(engine=speaker.engine, tokenizer_vocab_file=TOKENIZER, enable_redaction=False)
+    assert plain.tts("[sadly] Hello.", **QUICK).size > 0
+
+
+def test_samples_that_cannot_be_used(speaker: TextToSpeech) -> None:
+    with pytest.raises(AudioError, match="voice sample 2 has 1 samples that are not finite"):
+        speaker.tts(TEXT, voice_samples=[CLIP, np.append(CLIP, np.float32("nan"))])
+    with pytest.raises(AudioError, match=r"lasts 0\.010 s"):
+        speaker.get_conditioning_latents([CLIP[:220]])
+    with pytest.raises(AudioError, match="one channel"):
+        speaker.get_conditioning_latents([np.stack([CLIP, CLIP])])
+    with pytest.raises(VoiceError, match="at least one clip"):
+        speaker.get_conditioning_latents([])
+    with pytest.raises(VoiceError, match="has 3 parts"):
+        speaker.tts(TEXT, conditioning_latents=(CLIP, CLIP, CLIP))
+
+
+def test_the_constructor_takes_one_engine(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="name one of the two"):
+        TextToSpeech(engine=FakeEngine(), models_dir=tmp_path)
+    with pytest.raises(SettingsError, match="name one of the two"):
+        TextToSpeech(engine=FakeEngine(), checkpoints=tmp_path)
+    with pytest.raises(BundleError, match="no engine at"):
+        TextToSpeech(models_dir=tmp_path / "missing")
+    with pytest.raises(EngineError, match='Did you mean "torch"'):
+        TextToSpeech(models_dir=tmp_path, backend="troch")
+
+
+def test_half_has_no_effect_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    tts._warn_about_half.cache_clear()
+    with caplog.at_level(logging.WARNING, "tortoise_rt"):
+        for _ in range(2):
+            TextToSpeech(engine=FakeEngine(), half=True, kv_cache=True, use_deepspeed=True)
+    assert [record.message.split(":")[0] for record in caplog.records] == ["half=True has no effect"]
+
+
+def test_verbose_logs_the_seed(speaker: TextToSpeech, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "tortoise_rt"):
+        speaker.tts(TEXT, use_deterministic_seed=41, verbose=False, **QUICK)
+        assert "seed 41" not in caplog.text
+        speaker.tts(TEXT, use_deterministic_seed=41, **QUICK)
+    assert "seed 41" in caplog.text
+
+
+def test_clips_are_classified() -> None:
+    probability = classify_audio_clip(CLIP, FakeEngine())
+    assert isinstance(probability, float) and 0 < probability < 1
+    assert classify_audio_clip(CLIP[None], FakeEngine()) == probability
+    assert classify_audio_clip(CLIP * 5, FakeEngine()) != probability
+
+
+def test_tensors_are_returned_when_given(speaker: TextToSpeech) -> None:
+    torch = pytest.importorskip("torch")
+    clip = torch.from_numpy(CLIP)[None]
+    latents = speaker.get_conditioning_latents([clip])
+    assert all(isinstance(part, torch.Tensor) for part in latents)
+    arguments: dict[str, Any] = {"use_deterministic_seed": 1, **QUICK}
+    wav = speaker.tts(TEXT, voice_samples=[clip], **arguments)
+    assert isinstance(wav, torch.Tensor) and wav.dtype == torch.float32
+    np.testing.assert_array_equal(wav.numpy(), speaker.tts(TEXT, voice_samples=[CLIP], **arguments))
+    np.testing.assert_array_equal(wav, speaker.tts(TEXT, conditioning_latents=latents, **arguments))
+    assert isinstance(next(speaker.tts_stream(TEXT, conditioning_latents=latents)), torch.Tensor)
+    assert isinstance(classify_audio_clip(clip, FakeEngine()), torch.Tensor)
+
+
+# The reference's modules
+
+
+@pytest.fixture
+def fake_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tts, "open_engine", lambda *_: FakeEngine())
+
+
+def test_the_references_class(fake_models: None) -> None:
+    speaker = api.TextToSpeech(tokenizer_vocab_file=TOKENIZER)
+    clips = speaker.tts_with_preset(TEXT, "ultra_fast", k=2, use_deterministic_seed=1)
+    assert [clip.shape[:2] for clip in clips] == [(1, 1), (1, 1)]
+    wav = speaker.tts(
+        TEXT,
+        num_autoregressive_samples=16,
+        diffusion_iterations=30,
+        cond_free=False,
+        use_deterministic_seed=1,
+    )
+    np.testing.assert_array_equal(wav, clips[0])
+    assert len(speaker.get_conditioning_latents([CLIP])) == 2
+    assert len(speaker.get_random_conditioning_latents()) == 2
+    assert speaker.deterministic_state(5) == 5
+
+
+def test_the_references_fast_class(fake_models: None) -> None:
+    speaker = api_fast.TextToSpeech(tokenizer_vocab_file=TOKENIZER)
+    latent = speaker.get_conditioning_latents([CLIP])
+    assert latent.shape == speaker.get_random_conditioning_latents().shape == (1, 16)
+    wav = speaker.tts(TEXT, voice_samples=[CLIP], use_deterministic_seed=1)
+    pieces = speaker.tts_stream(TEXT, voice_samples=[CLIP], use_deterministic_seed=1)
+    np.testing.assert_array_equal(np.concatenate(list(pieces)), wav[0, 0])
+    (clip,) = speaker.tts_with_preset(
+        TEXT, voice_samples=[CLIP], diffusion_iterations=5, use_deterministic_seed=1
+    )
+    np.testing.assert_array_equal(clip, wav[0])
+    assert len(speaker.tts(TEXT, voice_samples=[CLIP], k=2)) == 2
+
+
+def test_downloads_of_the_reference_are_found(tmp_path: Path) -> None:
+    assert base.models_folder(tmp_path) == tmp_path
+    snapshot = tmp_path / "models--Manmay--tortoise-tts" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "autoregressive.pth").touch()
+    assert base.models_folder(tmp_path) == snapshot
+    (tmp_path / "autoregressive.pth").touch()
+    assert base.models_folder(tmp_path) == tmp_path
+
+
+def test_checkpoints_speak(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    for file in ("config.json", "autoregressive.pth", "hifidecoder.pth", "rlg_auto.pth"):
+        shutil.copy(data / file, tmp_path)
+    shutil.copy(TOKENIZER, tmp_path / "tokenizer.json")
+    speaker = TextToSpeech(models_dir=tmp_path, device="cpu")
+    first, again = (speaker.tts("Hi.", max_mel_tokens=12, use_deterministic_seed=3) for _ in range(2))
+    assert 0 < first.size <= codes_to_frames(12) * HOP
+    np.testing.assert_array_equal(first, again)
