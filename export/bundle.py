@@ -43,10 +43,12 @@ def export_bundle(
     name: str | None = None,
     force: bool = False,
     check: bool = True,
+    record_source: bool = True,
     progress: Progress = lambda what, done, total: None,
 ) -> tuple[Bundle, list[GraphParity]]:
     """Export every network of a checkpoint folder for ONNX Runtime on CPU; -> the bundle and its parity report.
 
+    ``record_source`` keeps the checkpoint folder's path in the manifest, for verify and the torch backend.
     Written under a temporary name beside ``output`` and renamed when complete, under a lock. Raises
     OutputError when that cannot be done, CheckpointError for unusable checkpoints, ExportError when a graph
     does not agree with its module.
@@ -59,7 +61,9 @@ def export_bundle(
         shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed
         try:
             temporary.mkdir()
-            report = _write(source, temporary, name or source.folder.resolve().name, check, progress)
+            folder = source.folder.resolve()
+            model = {"name": name or folder.name, "folder": str(folder) if record_source else ""}
+            report = _write(source, temporary, model, check, progress)
             _publish(temporary, output)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -94,7 +98,7 @@ def _weight_bytes(source: Checkpoints) -> int:
 
 
 def _write(
-    source: Checkpoints, folder: Path, name: str, check: bool, progress: Progress
+    source: Checkpoints, folder: Path, model: dict[str, Any], check: bool, progress: Progress
 ) -> list[GraphParity]:
     """Write all graphs, the tokenizer and the manifest into ``folder``."""
     graphs = {g: spec for g, spec in GRAPHS.items() if spec.network in source.networks}
@@ -127,8 +131,7 @@ def _write(
         "format": FORMAT,
         "tortoise_rt": __version__,
         "model": {
-            "name": name,
-            "folder": str(source.folder.resolve()),
+            **model,
             "sources": sources,
             "fingerprint": source.fingerprint(),
             "notice": source.config.get("notice", ""),

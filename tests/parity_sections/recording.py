@@ -209,7 +209,7 @@ def elementwise_error(own: Array, recorded: Array) -> float:
 
 
 def largest_difference(own: Array, recorded: Array) -> float:
-    """Not relative to anything."""
+    """Not relative to anything: for probabilities and shares."""
     return float(np.abs(own - recorded).max(initial=0))
 
 

@@ -17,7 +17,7 @@ from tortoise_rt.vocoder import univnet
 from tortoise_rt.voice import Voice
 
 from .randomness import Recorded
-from .recording import NO_TOKENIZER, WHOLE, Check, Recording, Subject, floats
+from .recording import NO_TOKENIZER, WHOLE, Check, Recording, Subject, floats, largest_difference
 from .sampling import draw_margins
 
 
@@ -102,7 +102,7 @@ def check_run(recording: Recording, subject: Subject, run: str) -> None:
         draw_margins(subject, result.voice.auto, text, codes, u, settings.ar).min(axis=1)
         for codes, u in batches(recording, run, result.stop_code)
     ]
-    recording.compare(f"{run}_margin", np.concatenate(margins))
+    recording.compare(f"{run}_margin", np.concatenate(margins), measure=largest_difference)
 
     latents = np.concatenate(code_latents(engine, result.voice.auto, text, list(fixed[result.chosen])))
     recording.compare(f"{run}_latents", latents)
