@@ -12,6 +12,8 @@ from .spec import AR_MELS, CODE_RATE, HOP, MEL_MAX, MEL_MIN, MELS, SAMPLE_RATE
 FFT = 1024  #: samples per frame
 BINS = FFT // 2 + 1
 _AR_MAX_HZ = 8000
+_TAPS, _TILE = 192, 48  # taps summed at a time, and tile of the matrix product, see _magnitude
+_HANN = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT) / FFT)
 _FLOOR = 1e-5  # of a mel magnitude, before the logarithm
 
 # Mean log-mel per band of the training data; the autoregressive side's mels are divided by it.
@@ -89,19 +91,47 @@ def _spectrum(wav: np.ndarray) -> np.ndarray:
 
     The clip is mirrored at its ends. Raises AudioError unless there are more than 512 samples.
     """
-    wav = np.asarray(wav)
+    return np.fft.rfft(_frames(np.asarray(wav, np.float64)) * _HANN)
+
+
+def _frames(wav: np.ndarray) -> np.ndarray:
+    """wav: (clips, samples) -> (clips, frames, FFT) overlapping views of the clip, mirrored at its ends."""
     if wav.ndim != 2 or wav.shape[1] <= FFT // 2:
         raise AudioError(
             f"a mel spectrogram takes (clips, samples) with more than {FFT // 2} samples, not {wav.shape}"
         )
-    padded = np.pad(wav.astype(np.float64), ((0, 0), (FFT // 2, FFT // 2)), mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, FFT, axis=1)[:, ::HOP]
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT) / FFT)
-    return np.fft.rfft(frames * hann)
+    padded = np.pad(wav, ((0, 0), (FFT // 2, FFT // 2)), mode="reflect")
+    return np.lib.stride_tricks.sliding_window_view(padded, FFT, axis=1)[:, ::HOP]
+
+
+@functools.cache
+def _dft_basis() -> np.ndarray:
+    """(FFT, 2 * BINS, padded) float32: windowed cosines, then windowed negative sines, then zeros to whole tiles."""
+    transform = np.fft.rfft(np.eye(FFT))
+    waves = np.concatenate([transform.real, transform.imag], axis=1).astype(np.float32)
+    return np.pad(waves * _HANN.astype(np.float32)[:, None], ((0, 0), (0, -waves.shape[1] % _TILE)))
+
+
+def _magnitude(wav: np.ndarray) -> np.ndarray:
+    """wav: (clips, samples) -> (clips, frames, 513) float32 magnitudes, with the reference's rounding.
+
+    The reference takes the transform as a float32 convolution. What that rounds off is all there is in bands
+    where a clip is silent (above the band limit of a resampled one), and its logarithm reaches 1e-4 of the mel's
+    range. A matrix product summed over _TAPS taps at a time, in float32 and in whole tiles (a BLAS sums the rest
+    in another order), rounds the same way.
+    """
+    frames = _frames(np.asarray(wav, np.float32))
+    count = frames.shape[1]
+    frames = np.pad(frames, ((0, 0), (0, -count % _TILE), (0, 0)))
+    sums = np.zeros((*frames.shape[:2], _dft_basis().shape[1]), np.float32)
+    for first in range(0, FFT, _TAPS):
+        taps = slice(first, first + _TAPS)
+        sums += np.ascontiguousarray(frames[..., taps]) @ _dft_basis()[taps]
+    return np.sqrt(sums[:, :count, :BINS] ** 2 + sums[:, :count, BINS : 2 * BINS] ** 2)
 
 
 def _log_bands(filterbank: np.ndarray, spectrum: np.ndarray) -> np.ndarray:
-    """(bands, 513), (clips, frames, 513) real -> (clips, bands, frames) float64."""
+    """(bands, 513), (clips, frames, 513) real -> (clips, bands, frames)."""
     return np.log(np.maximum(filterbank @ spectrum.swapaxes(1, 2), _FLOOR))
 
 
@@ -116,7 +146,7 @@ def univnet_mel(wav: np.ndarray, normalize: bool = False) -> np.ndarray:
 
     Samples beyond [-1, 1] are clipped. ``normalize`` maps the result to [-1, 1] (:func:`normalize_mel`).
     """
-    mel = _log_bands(univnet_filterbank(), np.abs(_spectrum(np.clip(wav, -1, 1)))).astype(np.float32)
+    mel = _log_bands(univnet_filterbank(), _magnitude(np.clip(wav, -1, 1)))
     return normalize_mel(mel) if normalize else mel
 
 

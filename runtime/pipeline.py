@@ -167,12 +167,18 @@ class Pipeline:
         clip_mels: Array | None,
         progress: Progress,
     ) -> Array:
-        if len(fixed) == settings.candidates:  # nothing to choose: keep them in the order drawn
+        if not self._can_rank(settings):  # nothing to choose: keep them in the order drawn
             return np.zeros(len(fixed), np.float32)
         progress("ranking", 0, len(fixed))
         scores = ranking.rank(self.engine, ids, fixed, settings.cvvp_amount, clip_mels)
         progress("ranking", len(fixed), len(fixed))
         return scores
+
+    def _can_rank(self, settings: Settings) -> bool:
+        """Whether samples are ranked: always when some are dropped, otherwise where the engine can."""
+        if settings.ar.samples > settings.candidates:
+            return True
+        return settings.ar.samples > 1 and settings.cvvp_amount == 0 and self.engine.has("clvp_speech")
 
     def _check_networks(self, settings: Settings) -> None:
         """Raise before any work when the engine lacks a network that ``settings`` need."""

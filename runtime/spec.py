@@ -164,7 +164,12 @@ _ALL = (
         [_f32("latents", "rows", "hifigan.in_dim", "frames"), _f32("voice", "rows", "hifigan.voice_dim")],
         [_f32("wav", "rows", "samples")],
     ),
-    _graph("rlg_auto", "rlg_auto", [_f32("noise", "rows", "rlg_auto.dim")], [_f32("latent", "rows", "rlg_auto.dim")]),
+    _graph(
+        "rlg_auto",
+        "rlg_auto",
+        [_f32("noise", "rows", "rlg_auto.dim")],
+        [_f32("latent", "rows", "rlg_auto.dim")],
+    ),
     _graph(
         "rlg_diffuser",
         "rlg_diffuser",

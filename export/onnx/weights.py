@@ -46,7 +46,7 @@ class TensorWriter:
             return proto
         self._file.seek(-self._file.tell() % ALIGNMENT, os.SEEK_CUR)
         offset = self._file.tell()
-        little_endian.tofile(self._file)
+        self._file.write(little_endian.data)
         proto.data_location = TensorProto.EXTERNAL
         for key, value in (
             ("location", self.path.name),

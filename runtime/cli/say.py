@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ from .progress import Bar
 
 if TYPE_CHECKING:
     from ..pipeline import Result
+
+
+MAX_TEXT_BYTES = 1 << 20  #: read from standard input; far above what one clip can say
 
 
 def _number(*names: str, kind: type, metavar: str, help: str) -> Any:
@@ -190,6 +194,9 @@ settings_options = options.apply(
     help="Speak words in [brackets] too. (Taking them out of the audio is not available in this version.)",
 )
 @click.option("--no-mark", is_flag=True, help="Do not mark the file as synthetic speech in its metadata.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print what was made and what it took as one line of JSON."
+)
 @options.verbosity_options
 def say(
     text: tuple[str, ...],
@@ -205,6 +212,7 @@ def say(
     basic_cleaners: bool,
     no_redaction: bool,
     no_mark: bool,
+    as_json: bool,
     quiet: bool,
     verbose: bool,
     preset: str | None,
@@ -229,7 +237,9 @@ def say(
 
     check_brackets(words, redaction=not no_redaction)
     seed = fresh_seed() if seed is None else check_seed(seed)
+    start = time.perf_counter()
     opened = options.open_chosen(engine, checkpoints, backend, device, quiet)
+    load_seconds = time.perf_counter() - start
     chosen = settings_for(opened, preset, DEFAULT_PRESET, **settings)
     paths = clip_paths(output, chosen.candidates)
     pipeline = Pipeline(opened, options.find_tokenizer(opened, tokenizer, basic_cleaners))
@@ -240,10 +250,11 @@ def say(
     seconds = time.perf_counter() - start
     for path, wav in zip(paths, result.wavs, strict=True):
         write_wav(path, wav, synthetic=not no_mark, comment=f"seed {seed}")
-    if quiet:
-        return
-    click.echo(report(paths, result, seconds))
-    if not result.complete:
+    if as_json:
+        click.echo(json_report(paths, result, seconds, load_seconds))
+    elif not quiet:
+        click.echo(report(paths, result, seconds))
+    if not result.complete and not quiet:
         click.echo(
             f"Warning: the voice did not stop by itself within {result.codes.shape[1]} codes, so words may be "
             "missing: shorten the text, raise --max-mel-tokens or try another --seed",
@@ -256,7 +267,10 @@ def read_text(words: tuple[str, ...]) -> str:
     source = "standard input" if words == ("-",) else "the text"
     try:
         if words == ("-",):
-            text = sys.stdin.buffer.read().decode("utf-8-sig")
+            given = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
+            if len(given) > MAX_TEXT_BYTES:
+                raise TextError(f"standard input is over {MAX_TEXT_BYTES} bytes: split it into sentences")
+            text = given.decode("utf-8-sig")
         else:
             text = " ".join(words)
             text.encode("utf-8")
@@ -275,9 +289,11 @@ def check_output(output: Path) -> None:
         raise OutputError(f"cannot write {output}: its suffix must be one of {', '.join(WRITABLE)}")
     if not output.parent.is_dir():
         raise OutputError(f"the folder {output.parent} does not exist: create it, or write elsewhere")
-    # Files appear by renaming, so that what must be writable is the folder.
-    if not os.access(output.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"the folder {output.parent} cannot be written: check its permissions")
+    try:  # permissions alone do not tell: the file system may refuse even root
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"the folder {output.parent} cannot be written: {error.strerror}") from None
 
 
 def clip_paths(output: Path, count: int) -> list[Path]:
@@ -289,6 +305,21 @@ def clip_paths(output: Path, count: int) -> list[Path]:
         if path.is_dir():
             raise OutputError(f"{path} is a folder: give the name of a file")
     return paths
+
+
+def json_report(paths: list[Path], result: Result, seconds: float, load_seconds: float) -> str:
+    """What was made and what it took, as one JSON object; stages load their graphs when first used."""
+    return json.dumps(
+        {
+            "files": [str(path) for path in paths],
+            "seed": result.seed,
+            "complete": result.complete,
+            "audio_seconds": round(result.audio_seconds, 3),
+            "seconds": round(seconds, 3),
+            "load_seconds": round(load_seconds, 3),
+            "stages": {stage: round(spent, 3) for stage, spent in result.seconds.items()},
+        }
+    )
 
 
 def report(paths: list[Path], result: Result, seconds: float) -> str:
