@@ -71,7 +71,7 @@ class DiffusionTts(nn.Module):
         voice_blocks: int,
     ) -> None:
         super().__init__()
-        self.channels, self.heads = channels, heads
+        self.channels, self.heads, self.latent_dim = channels, heads, latent_dim
         attention = [
             AttentionBlock(channels, heads, relative=True) for _ in range(latent_blocks + code_blocks)
         ]
@@ -123,7 +123,7 @@ class DiffusionTts(nn.Module):
     def dims(self, config: Mapping[str, Any]) -> dict[str, int]:
         return {
             "diffusion.dim": self.channels,
-            "diffusion.latent_dim": self.latent_conditioner[0].in_channels,
+            "diffusion.latent_dim": self.latent_dim,
             "diffusion.voice_dim": 2 * self.channels,
             "diffusion.layers": len(self.layers),
             "diffusion.heads": self.heads,

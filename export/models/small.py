@@ -28,6 +28,7 @@ class RandomLatentConverter(nn.Module):
 
     def __init__(self, dim: int, layers: int) -> None:
         super().__init__()
+        self.dim = dim
         self.layers = nn.Sequential(*(_EqualLinear(dim, dim) for _ in range(layers - 1)), nn.Linear(dim, dim))
 
     @classmethod
@@ -35,7 +36,7 @@ class RandomLatentConverter(nn.Module):
         return cls(weights["layers.0.weight"].shape[0], count_layers(weights, "layers."))
 
     def dims(self, config: Mapping[str, Any]) -> dict[str, int]:
-        return {f"{self.network}.dim": self.layers[0].in_features}
+        return {f"{self.network}.dim": self.dim}
 
     def forward(self, noise: Tensor) -> Tensor:
         return self.layers(noise)
