@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -158,7 +159,9 @@ def load_network(folder: str | Path, network: str) -> nn.Module:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """State dict of a .pth file: wrapper dictionaries opened, weight norm folded. Never runs code from the file."""
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on pickles that it is about to refuse
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} is refused: it holds more than tensors, or is not a checkpoint at all (nothing in it was executed)"
