@@ -10,19 +10,33 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from tortoise_rt._version import __version__
 from tortoise_rt.backends.onnx import open_bundle
-from tortoise_rt.bundle import FORMAT, MANIFEST, Bundle, cache_folder, file_sha256, read_bundle
-from tortoise_rt.errors import OutputError
+from tortoise_rt.bundle import (
+    FORMAT,
+    MANIFEST,
+    Bundle,
+    Identity,
+    cache_folder,
+    file_sha256,
+    identity,
+    load_manifest,
+    manifest_sha256,
+    read_bundle,
+    remember_verified,
+    unlisted,
+)
+from tortoise_rt.errors import BundleError, OutputError
 from tortoise_rt.spec import CHECKPOINT_FILES, GRAPHS
 
 from .checkpoints import Checkpoints
 from .onnx import write_graph
-from .parity import GraphParity, check_graphs
+from .parity import GraphParity, check_graphs, require_parity
 
 #: called with (what is being done, done, total)
 Progress = Callable[[str, int, int], None]
@@ -44,26 +58,33 @@ def export_bundle(
     force: bool = False,
     check: bool = True,
     record_source: bool = True,
+    tokenizer: str | Path | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> tuple[Bundle, list[GraphParity]]:
     """Export every network of a checkpoint folder for ONNX Runtime on CPU; -> the bundle and its parity report.
 
     ``record_source`` keeps the checkpoint folder's path in the manifest, for verify and the torch backend.
+    ``tokenizer`` is the tokenizer.json to take along; by default the one beside the checkpoints, if any.
     Written under a temporary name beside ``output`` and renamed when complete, under a lock. Raises
     OutputError when that cannot be done, CheckpointError for unusable checkpoints, ExportError when a graph
     does not agree with its module.
     """
     source = Checkpoints(checkpoints)
     output = Path(output)
-    _check_output(output, source, force)
+    if output.is_symlink():
+        output = output.resolve()
+    if not output.parent.is_dir():
+        raise OutputError(f"no folder {output.parent} to write {output.name} into: create it first")
     with _locked(output):
+        _check_output(output, source, force)
         temporary = output.parent / f".{output.name}.partial"
         shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed
         try:
             temporary.mkdir()
             folder = source.folder.resolve()
             model = {"name": name or folder.name, "folder": str(folder) if record_source else ""}
-            report = _write(source, temporary, model, check, progress)
+            _copy_tokenizer(Path(tokenizer) if tokenizer else source.folder / "tokenizer.json", temporary)
+            report, verified = _write(source, temporary, model, check, progress)
             _publish(temporary, output)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -74,18 +95,16 @@ def export_bundle(
             raise OutputError(f"cannot write the bundle {output}: {error}") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return read_bundle(output), report
+        bundle = replace(read_bundle(output, verify=False), verified=verified)
+        remember_verified(bundle, verified)
+    return bundle, report
 
 
 def _check_output(output: Path, source: Checkpoints, force: bool) -> None:
-    if not output.parent.is_dir():
-        raise OutputError(f"no folder {output.parent} to write {output.name} into: create it first")
-    if output.exists() and not force:
-        raise OutputError(f"{output} exists: choose another name or replace it with --force")
-    if output.exists() and not (output / MANIFEST).is_file():
-        raise OutputError(f"{output} exists and is not an engine bundle: it will not be replaced")
-    if not os.access(output.parent, os.W_OK):
-        raise OutputError(f"{output.parent} is not writable")
+    if output.exists():
+        if not force:
+            raise OutputError(f"{output} exists: choose another name or replace it with --force")
+        _check_replaceable(output)
     free, needed = shutil.disk_usage(output.parent).free, _weight_bytes(source) + SPACE_MARGIN
     if free < needed:
         raise OutputError(
@@ -93,14 +112,34 @@ def _check_output(output: Path, source: Checkpoints, force: bool) -> None:
         )
 
 
+def _check_replaceable(output: Path) -> None:
+    """Raise OutputError unless the folder is a bundle, of whatever format or health, and holds nothing else."""
+    try:
+        strangers = unlisted(output, load_manifest(output))
+    except (BundleError, OSError) as error:
+        raise OutputError(
+            f"{output} exists and is not an engine bundle: it will not be replaced ({error})"
+        ) from None
+    if strangers:
+        raise OutputError(
+            f"{output} also holds {', '.join(strangers[:5])}, which is no part of the bundle: "
+            "it will not be replaced. Move that elsewhere, or choose another name"
+        )
+
+
 def _weight_bytes(source: Checkpoints) -> int:
     return sum(source.path(network).stat().st_size for network in source.networks)
 
 
+def _copy_tokenizer(tokenizer: Path, folder: Path) -> None:
+    if tokenizer.is_file():
+        shutil.copyfile(tokenizer, folder / "tokenizer.json")
+
+
 def _write(
     source: Checkpoints, folder: Path, model: dict[str, Any], check: bool, progress: Progress
-) -> list[GraphParity]:
-    """Write all graphs, the tokenizer and the manifest into ``folder``."""
+) -> tuple[list[GraphParity], dict[str, Identity]]:
+    """Write all graphs and the manifest into ``folder``; -> parity, and the files as hashed."""
     graphs = {g: spec for g, spec in GRAPHS.items() if spec.network in source.networks}
     steps, done = len(source.networks) * 2 + len(graphs) * (1 + check), 0
     dims: dict[str, int] = {}
@@ -117,9 +156,6 @@ def _write(
             done += 1
         del module, weights
         gc.collect()
-    tokenizer = source.folder / "tokenizer.json"
-    if tokenizer.is_file():
-        shutil.copyfile(tokenizer, folder / "tokenizer.json")
 
     sources = {}
     for network in source.networks:
@@ -127,6 +163,8 @@ def _write(
         progress(f"hashing {path.name}", done, steps)
         sources[path.name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
         done += 1
+    written = sorted(folder.iterdir())
+    verified = {path.name: identity(path.stat()) for path in written}
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "tortoise_rt": __version__,
@@ -139,10 +177,7 @@ def _write(
         "target": _target(),
         "precision": dict.fromkeys(graphs, "fp32"),
         "graphs": {graph: f"{graph}.onnx" for graph in graphs},
-        "files": {
-            path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size}
-            for path in sorted(folder.iterdir())
-        },
+        "files": {path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in written},
         "dims": dims,
         "defaults": source.config.get("defaults") or _defaults(source),
     }
@@ -153,10 +188,12 @@ def _write(
             report.append(parity)
             progress(f"checked {parity.graph}", done, steps)
             done += 1
+        require_parity(report)
         manifest["parity"] = {p.graph: {"error": p.error, "bound": p.bound, "judge": p.judge} for p in report}
+    manifest["sha256"] = manifest_sha256(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
     progress("done", steps, steps)
-    return report
+    return report, verified
 
 
 def _defaults(source: Checkpoints) -> dict[str, Any]:
@@ -187,11 +224,12 @@ def _version(package: str) -> str | None:
 def _publish(temporary: Path, output: Path) -> None:
     """Rename ``temporary`` to ``output``, setting an older bundle aside until the new one is in place."""
     for path in temporary.iterdir():
-        with path.open("rb") as file:
+        with path.open("r+b") as file:
             os.fsync(file.fileno())
+    _sync_folder(temporary)
     old = output.parent / f".{output.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if output.exists():
+    if output.exists():  # else what lies at ``old`` is all there is: a run was killed between the two renames
+        shutil.rmtree(old, ignore_errors=True)
         output.rename(old)
     try:
         temporary.rename(output)
@@ -199,7 +237,18 @@ def _publish(temporary: Path, output: Path) -> None:
         if old.exists():
             old.rename(output)
         raise
+    _sync_folder(output.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put a folder's entries on disk, where the system can."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 @contextlib.contextmanager
@@ -211,16 +260,28 @@ def _locked(output: Path) -> Iterator[None]:
         yield
         return
     path = output.parent / f".{output.name}.lock"
+    while True:
+        try:
+            file = path.open("w")
+        except OSError as error:
+            raise OutputError(f"cannot write into {output.parent}: {error}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise OutputError(f"another process is exporting to {output}: wait for it") from None
+            if not _is_open_at(path, file.fileno()):
+                continue  # its holder finished and removed it after it was opened here
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_open_at(path: Path, number: int) -> bool:
+    """Whether the open file is the one at ``path``."""
     try:
-        file = path.open("w")
-    except OSError as error:
-        raise OutputError(f"cannot write into {output.parent}: {error}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OutputError(f"another process is exporting to {output}: wait for it") from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+        return os.path.samestat(os.fstat(number), path.stat())
+    except FileNotFoundError:
+        return False

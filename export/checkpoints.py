@@ -61,8 +61,19 @@ SIGNATURES: Mapping[str, str] = {
     "detector": "enc.init.0.weight",
 }
 
+#: small tensors that tell one training from another
+FINGERPRINT_KEYS: Mapping[str, tuple[str, ...]] = {
+    "autoregressive": ("conditioning_encoder.init.weight", "final_norm.weight"),
+    "diffusion": ("contextual_embedder.0.weight", "code_norm.weight"),
+}
+
 WRAPPERS = ("model_g", "state_dict", "model")
-LISTED = 8  #: keys listed of each kind in an error
+#: endings of magnitude and direction in both spellings of weight norm, and of the plain weight
+WEIGHT_NORM = (
+    ("weight_g", "weight_v", "weight"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1", "weight"),
+)
+PLACEHOLDER = (1 << 14, 64, 64)  #: shape assumed of a missing tensor, to learn which other keys are missing
 
 
 class Checkpoints:
@@ -87,7 +98,7 @@ class Checkpoints:
             return {}
         try:
             config = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is not valid JSON: {error}") from None
         if not isinstance(config, dict):
             raise CheckpointError(f"{path} must hold an object")
@@ -118,14 +129,11 @@ class Checkpoints:
         """The network in float32, weights memory-mapped where the file allows."""
         path = self.path(network)
         weights = {k: v for k, v in read_weights(path).items() if not IGNORED.fullmatch(k)}
-        try:
-            with torch.device("meta"):
-                module = MODULES[network].from_weights(weights, self.section(network))
-        except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+        if other := _looks_like(weights, network):
             raise CheckpointError(
-                f"{path} does not hold the {network} network ({_describe(error)}){_looks_like(weights, network)}"
-            ) from None
-        _check_keys(path, network, weights, module.state_dict())
+                f"{path} does not hold the {network} network. It looks like the {other} network"
+            )
+        module = _build(path, network, weights, self.section(network))
         module.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
         return module.eval().requires_grad_(False)
 
@@ -137,18 +145,18 @@ class Checkpoints:
         return dims
 
     def fingerprint(self) -> str:
-        """Identifies the voice encoder: 16 hex digits; "" without an autoregressive network."""
-        if "autoregressive" not in self.networks:
-            return ""
-        weights = read_weights(self.path("autoregressive"))
-        try:
-            parts = [weights[k] for k in ("conditioning_encoder.init.weight", "final_norm.weight")]
-        except KeyError as error:
-            raise CheckpointError(f"{self.path('autoregressive')} lacks {error}") from None
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(part.float().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """Identifies the voice encoders: network=hex digits, joined by commas; voice latents are tagged with it."""
+        parts = []
+        for network, keys in FINGERPRINT_KEYS.items():
+            if network not in self.networks:
+                continue
+            weights, digest = read_weights(self.path(network)), hashlib.sha256()
+            if missing := [key for key in keys if key not in weights]:
+                raise CheckpointError(f"{self.path(network)} lacks {', '.join(missing)}")
+            for key in keys:
+                digest.update(weights[key].float().contiguous().numpy().tobytes())
+            parts.append(f"{network}={digest.hexdigest()[:16]}")
+        return ",".join(parts)
 
 
 def load_network(folder: str | Path, network: str) -> nn.Module:
@@ -168,58 +176,79 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from None
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file can make torch's reader raise nearly anything
         raise CheckpointError(f"{path} is damaged or truncated: {_describe(error)}. Fetch it again") from None
     for wrapper in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise CheckpointError(f"{path} is not a dictionary of tensors")
+    if not isinstance(loaded, dict) or not loaded or not all(map(_is_weight, loaded.items())):
+        raise CheckpointError(f"{path} is not a dictionary of names and tensors of floating-point numbers")
     return fold_weight_norm(loaded)
 
 
+def _is_weight(item: tuple[object, object]) -> bool:
+    """Whether a name and its value can be an entry of a state dict (buffers of flags are ignored later)."""
+    key, value = item
+    return (
+        isinstance(key, str)
+        and isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and (value.is_floating_point() or IGNORED.fullmatch(key) is not None)
+    )
+
+
 def fold_weight_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Replaces g and v of weight norm by the weight g * v / |v| (norm over all but the first dimension)."""
-    folded = {}
-    for key, tensor in weights.items():
-        if key.endswith(("weight_g", "weight.original0")):
-            continue
-        if key.endswith("weight_v"):
-            key, g = key.removesuffix("_v"), weights.get(key.removesuffix("_v") + "_g")
-        elif key.endswith("parametrizations.weight.original1"):
-            g = weights.get(key.removesuffix("1") + "0")
-            key = key.replace("parametrizations.weight.original1", "weight")
-        else:
-            folded[key] = tensor
-            continue
-        if g is None or g.shape[0] != tensor.shape[0]:
-            raise CheckpointError(f"weight norm of {key} lacks its magnitude")
-        folded[key] = torch._weight_norm(tensor.float(), g.float(), 0)
+    """Replaces g and v of weight norm by the weight g * v / |v| (norm over all but the first dimension).
+
+    A g or v that lacks the other stays as it is, for the check of keys to name.
+    """
+    folded = dict(weights)
+    for key, v in weights.items():
+        for magnitude, direction, plain in WEIGHT_NORM:
+            base = key.removesuffix(direction)
+            g = weights.get(base + magnitude)
+            if base != key and g is not None and v.ndim > 1 and g.shape == (len(v), *[1] * (v.ndim - 1)):
+                del folded[key], folded[base + magnitude]
+                folded[base + plain] = torch._weight_norm(v.float(), g.float(), 0)
     return folded
 
 
-def _check_keys(path: Path, network: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    problems = []
-    missing = [k for k in wanted if k not in given]
-    unexpected = [k for k in given if k not in wanted]
+def _build(path: Path, network: str, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> nn.Module:
+    """The module that fits ``weights``, without values; raises CheckpointError naming every key that is wrong."""
+    assumed: dict[str, Tensor] = {}
+    while True:
+        try:
+            with torch.device("meta"):
+                module = MODULES[network].from_weights({**weights, **assumed}, config)
+            break
+        except KeyError as error:
+            if error.args[0] in assumed:
+                raise
+            assumed[error.args[0]] = torch.empty(PLACEHOLDER, device="meta")
+        except (IndexError, TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+            lacks = f"; it lacks {', '.join(assumed)}" if assumed else ""
+            raise CheckpointError(
+                f"{path} does not hold the {network} network ({_describe(error)}{lacks})"
+            ) from None
+    wanted = module.state_dict()
+    missing = [key for key in wanted if key not in weights]
+    unexpected = [key for key in weights if key not in wanted]
     misshapen = [
-        f"{k} {tuple(given[k].shape)} instead of {tuple(wanted[k].shape)}"
-        for k in wanted
-        if k in given and given[k].shape != wanted[k].shape
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if not assumed and key in weights and weights[key].shape != wanted[key].shape
     ]
-    for kind, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)):
-        if keys:
-            more = f" and {len(keys) - LISTED} more" if len(keys) > LISTED else ""
-            problems.append(f"{len(keys)} {kind}: {', '.join(keys[:LISTED])}{more}")
-    if problems:
-        raise CheckpointError(
-            f"{path} does not hold the {network} network. Keys {'; '.join(problems)}{_looks_like(given, network)}"
-        )
+    kinds = (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+    if problems := [f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in kinds if keys]:
+        raise CheckpointError(f"{path} does not hold the {network} network. Keys {'; '.join(problems)}")
+    return module
 
 
 def _looks_like(weights: Mapping[str, Tensor], network: str) -> str:
-    found = [n for n, key in SIGNATURES.items() if key in weights and n != network]
-    return f". It looks like the {found[0]} network" if found else ""
+    """The other network that the weights are, "" when they may be this one."""
+    if SIGNATURES.get(network, "layers.0.weight") in weights:
+        return ""
+    return next((other for other, key in SIGNATURES.items() if key in weights), "")
 
 
 def _describe(error: Exception) -> str:

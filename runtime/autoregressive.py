@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -55,7 +56,13 @@ def sample_codes(
     rand: Randomness,
     progress: Progress = lambda done, total: None,
 ) -> Array:
-    """Draws ``settings.samples`` samples -> (samples, code_limit) int64, padded with the stop code."""
+    """Draws ``settings.samples`` samples -> (samples, code_limit) int64, padded with the stop code.
+
+    Greedy samples are all the same, so one is decoded.
+    """
+    if settings.greedy and settings.samples > 1:
+        once = replace(settings, samples=1)
+        return np.repeat(sample_codes(engine, voice, text, once, rand, progress), settings.samples, axis=0)
     limit = code_limit(settings, engine.dims)
     prefix = 1 + text.shape[1] + 1
     cache, logits = prefill(engine, voice, text, prefix)

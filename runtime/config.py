@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from .errors import SettingsError, suggest
 from .spec import TRAINED_STEPS
@@ -16,28 +19,49 @@ KV_POSITIONS = ("trained", "upstream")
 MAX_SAMPLES = 4096
 
 
-def _check(
+def check_number(
     name: str, value: Any, low: float, high: float, *, above: bool = False, integer: bool = False
-) -> None:
-    """Raise a SettingsError unless low <= value <= high (low < value with ``above``)."""
+) -> Any:
+    """``value`` as an int or a float; raises SettingsError unless low <= value <= high (low < value with ``above``)."""
     kind = "an integer" if integer else "a number"
-    number = isinstance(value, int) if integer else isinstance(value, (int, float))
-    if not number or isinstance(value, bool) or not math.isfinite(value):
+    number = isinstance(value, Integral if integer else Real)
+    if isinstance(value, bool) or not number:
         raise SettingsError(f"{name} must be {kind}, not {value!r}")
-    if value < low or value > high or (above and value == low):
+    try:
+        size = float(value)
+    except OverflowError:
+        size = math.inf
+    if not math.isfinite(size):
+        raise SettingsError(f"{name} must be {kind}, not {size}")
+    if size < low or size > high or (above and size == low):
         bound = f"above {low:g}" if above else f"at least {low:g}"
         limit = "" if high == math.inf else f" and at most {high:g}"
-        raise SettingsError(f"{name} is {value:g}; it must be {bound}{limit}")
+        raise SettingsError(f"{name} is {size:g}; it must be {bound}{limit}")
+    return int(value) if integer else size
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raise a SettingsError unless ``value`` is one of ``choices``."""
+    if not isinstance(value, str) or value not in choices:
         raise SettingsError(f"unknown {name} {value!r}. {suggest(str(value), choices)}")
 
 
-def _check_flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
+def check_flag(name: str, value: Any) -> bool:
+    """``value`` as a bool (NumPy's is one too); raises SettingsError for anything else."""
+    if not isinstance(value, (bool, np.bool_)):
         raise SettingsError(f"{name} must be true or false, not {value!r}")
+    return bool(value)
+
+
+def _set_number(settings: Any, field: str, *limits: float, label: str = "", **kind: bool) -> None:
+    """Check a field of frozen settings, and make it a plain int or float."""
+    object.__setattr__(
+        settings, field, check_number(label or field, getattr(settings, field), *limits, **kind)
+    )
+
+
+def _set_flag(settings: Any, field: str) -> None:
+    object.__setattr__(settings, field, check_flag(field, getattr(settings, field)))
 
 
 @dataclass(frozen=True)
@@ -60,23 +84,24 @@ class ARSettings:
     kv_positions: str = "trained"  #: "upstream" reproduces the reference's cached decode, for comparison
 
     def __post_init__(self) -> None:
-        _check("samples", self.samples, 1, MAX_SAMPLES, integer=True)
-        hint = " (for the most likely code each time use greedy)" if self.temperature == 0 else ""
-        try:
-            _check("temperature", self.temperature, 0, 100, above=True)
-        except SettingsError as error:
-            raise SettingsError(f"{error}{hint}") from None
-        _check("top_p", self.top_p, 0, 1, above=True)
-        _check("top_k", self.top_k, 0, math.inf, integer=True)
-        _check("repetition_penalty", self.repetition_penalty, 0, 100, above=True)
-        _check("length_penalty", self.length_penalty, -math.inf, math.inf)
-        _check_flag("typical", self.typical)
-        _check("typical_mass", self.typical_mass, 0, 1, above=True)
-        _check_flag("greedy", self.greedy)
+        _set_number(self, "samples", 1, MAX_SAMPLES, integer=True)
+        if isinstance(self.temperature, Real) and self.temperature == 0:
+            raise SettingsError(
+                "temperature is 0; it must be above 0 and at most 100 "
+                "(for the most likely code each time use greedy)"
+            )
+        _set_number(self, "temperature", 0, 100, above=True)
+        _set_number(self, "top_p", 0, 1, above=True)
+        _set_number(self, "top_k", 0, math.inf, integer=True)
+        _set_number(self, "repetition_penalty", 0, 100, above=True)
+        _set_number(self, "length_penalty", -math.inf, math.inf)
+        _set_flag(self, "typical")
+        _set_number(self, "typical_mass", 0, 1, above=True)
+        _set_flag(self, "greedy")
         if self.max_mel_tokens is not None:
-            _check("max_mel_tokens", self.max_mel_tokens, 1, math.inf, integer=True)
-        _check("batch_rows", self.batch_rows, 1, 1024, integer=True)
-        _check_choice("kv_positions", self.kv_positions, KV_POSITIONS)
+            _set_number(self, "max_mel_tokens", 1, math.inf, integer=True)
+        _set_number(self, "batch_rows", 1, 1024, integer=True)
+        check_choice("kv_positions", self.kv_positions, KV_POSITIONS)
 
 
 @dataclass(frozen=True)
@@ -91,12 +116,12 @@ class DiffusionSettings:
     temperature: float = 1.0  #: scales the initial noise; 0 sounds smooth and dull
 
     def __post_init__(self) -> None:
-        _check("diffusion_iterations", self.iterations, 1, TRAINED_STEPS, integer=True)
-        _check_choice("sampler", self.sampler, SAMPLERS)
-        _check("eta", self.eta, 0, 1)
-        _check_flag("cond_free", self.cond_free)
-        _check("cond_free_k", self.cond_free_k, 0, 1000)
-        _check("diffusion_temperature", self.temperature, 0, 1)
+        _set_number(self, "iterations", 1, TRAINED_STEPS, integer=True, label="diffusion_iterations")
+        check_choice("sampler", self.sampler, SAMPLERS)
+        _set_number(self, "eta", 0, 1)
+        _set_flag(self, "cond_free")
+        _set_number(self, "cond_free_k", 0, 1000)
+        _set_number(self, "temperature", 0, 1, label="diffusion_temperature")
 
 
 @dataclass(frozen=True)
@@ -110,9 +135,9 @@ class Settings:
     candidates: int = 1  #: clips returned, best first
 
     def __post_init__(self) -> None:
-        _check_choice("decoder", self.decoder, DECODERS)
-        _check("cvvp_amount", self.cvvp_amount, 0, 1)
-        _check("candidates", self.candidates, 1, MAX_SAMPLES, integer=True)
+        check_choice("decoder", self.decoder, DECODERS)
+        _set_number(self, "cvvp_amount", 0, 1)
+        _set_number(self, "candidates", 1, MAX_SAMPLES, integer=True)
         if self.candidates > self.ar.samples:
             raise SettingsError(
                 f"{self.candidates} candidates of {self.ar.samples} samples: draw at least as many samples as candidates"
@@ -171,9 +196,9 @@ def make_settings(preset: str | None = None, **arguments: Any) -> Settings:
 
     Raises SettingsError for an unknown preset or argument, or a value out of range.
     """
-    if preset is not None and preset not in PRESETS:
-        raise SettingsError(f"unknown preset {preset!r}. {suggest(str(preset), PRESETS)}")
-    merged = {**(PRESETS[preset] if preset else {}), **arguments}
+    if preset is not None:
+        check_choice("preset", preset, PRESETS)
+    merged = {**(PRESETS[preset] if preset is not None else {}), **arguments}
     parts: dict[str, dict[str, Any]] = {"ar": {}, "diffusion": {}, "": {}}
     for name, value in merged.items():
         if name not in ARGUMENTS:
@@ -181,7 +206,10 @@ def make_settings(preset: str | None = None, **arguments: Any) -> Settings:
         part, attribute = ARGUMENTS[name]
         parts[part][attribute] = value
     # One greedy draw is all there is to draw.
-    if parts["ar"].get("greedy") and "num_autoregressive_samples" not in arguments:
+    if (
+        check_flag("greedy", parts["ar"].get("greedy", False))
+        and "num_autoregressive_samples" not in arguments
+    ):
         parts["ar"]["samples"] = parts[""].get("candidates", 1)
     return Settings(
         ar=ARSettings(**parts["ar"]), diffusion=DiffusionSettings(**parts["diffusion"]), **parts[""]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from .config import ARGUMENTS, PRESETS, Settings, make_settings
+from .config import ARGUMENTS, MAX_SAMPLES, PRESETS, Settings, check_choice, make_settings
 from .engine import Engine
-from .errors import SettingsError, suggest
 
 DEFAULT_PRESET = "fast"  #: of the command line and of tts_with_preset(), as in the reference
 log = logging.getLogger("tortoise_rt")
@@ -16,6 +15,13 @@ log = logging.getLogger("tortoise_rt")
 def default_voice(engine: Engine) -> str:
     """The voice that the engine names as its own, else "random"."""
     return str(engine.info.defaults.get("voice", "random"))
+
+
+def check_settings(preset: str | None = None, **arguments: Any) -> None:
+    """Raise a SettingsError for arguments of :func:`settings_for` that no engine takes."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    # How many samples there are to choose from may be the engine's to say.
+    make_settings(preset, **{"num_autoregressive_samples": MAX_SAMPLES, **given})
 
 
 def settings_for(
@@ -27,6 +33,7 @@ def settings_for(
     that the engine names or ``fallback``. The decoder is one that the engine has, and samples that it could not
     rank are not drawn, unless the caller names them.
     """
+    check_settings(preset, **arguments)
     own = {name: value for name, value in engine.info.defaults.items() if name in ARGUMENTS}
     given = {name: value for name, value in arguments.items() if value is not None}
     base = engine.info.defaults.get("preset", fallback)
@@ -46,6 +53,5 @@ def _preset(name: str | None) -> dict[str, Any]:
     """A preset's arguments; none for None."""
     if name is None:
         return {}
-    if name not in PRESETS:
-        raise SettingsError(f"unknown preset {name!r}. {suggest(str(name), PRESETS)}")
+    check_choice("preset", name, PRESETS)
     return dict(PRESETS[name])

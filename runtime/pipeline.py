@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import numbers
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +22,8 @@ from .rng import MAX_SEED, Philox, Randomness
 from .spec import SAMPLE_RATE
 from .text import Tokenizer
 from .voice import Voice, VoiceLatents
+
+log = logging.getLogger("tortoise_rt")
 
 #: called with (stage, done, total): "sampling", "ranking", "latents", "diffusion", "vocoder"
 Progress = Callable[[str, int, int], None]
@@ -62,6 +67,8 @@ class Pipeline:
     def encode(self, text: str | Sequence[int]) -> list[int]:
         """Text -> token ids, none for text that is blank once cleaned; ids pass through."""
         if not isinstance(text, str):
+            if isinstance(text, (bytes, bytearray)) or not all(map(_is_whole, _items(text))):
+                raise TextError(f"text must be a string or token ids, not {type(text).__name__}")
             return [int(i) for i in text]
         if self.tokenizer is None:
             raise TextError(
@@ -69,23 +76,28 @@ class Pipeline:
             )
         return self.tokenizer.encode(text) if self.tokenizer.clean(text).strip() else []
 
-    def voice_latents(self, clips: Sequence[Array]) -> VoiceLatents:
-        """Clips (samples,) at 22.05 kHz -> the latents of their common voice."""
+    def voice_latents(
+        self, clips: Sequence[Array], decoder: str | None = None, mels: Array | None = None
+    ) -> VoiceLatents:
+        """Clips (samples,) at 22.05 kHz -> the latents of their common voice.
+
+        For the hifigan ``decoder`` the diffusion latent is left out. ``mels``: the clips' voice_mels, if known.
+        """
         if not len(clips):
             raise VoiceError("a voice needs at least one clip")
-        auto = mean_latent(self.engine, "ar_voice", voice_mels(clips))
+        auto = mean_latent(self.engine, "ar_voice", voice_mels(clips) if mels is None else mels)
         spoken = None
-        if self.engine.has("diffusion_voice"):
+        if decoder != "hifigan" and self.engine.has("diffusion_voice"):
             mels = univnet_mel(np.stack([diffusion_clip(clip) for clip in clips]))
             spoken = mean_latent(self.engine, "diffusion_voice", mels)
         return VoiceLatents(auto, spoken, self.engine.info.fingerprint)
 
-    def random_latents(self, rand: Randomness) -> VoiceLatents:
-        """The latents of a voice that does not exist."""
+    def random_latents(self, rand: Randomness, decoder: str | None = None) -> VoiceLatents:
+        """The latents of a voice that does not exist; without a diffusion latent for the hifigan ``decoder``."""
         dims = self.engine.dims
         (auto,) = self.engine.run("rlg_auto", noise=rand.voice_noise("auto", dims["rlg_auto.dim"]))
         spoken = None
-        if self.engine.has("rlg_diffuser", "diffusion_denoise"):
+        if decoder != "hifigan" and self.engine.has("rlg_diffuser", "diffusion_denoise"):
             noise = rand.voice_noise("diffusion", dims["rlg_diffuser.dim"])
             (spoken,) = self.engine.run("rlg_diffuser", noise=noise)
         return VoiceLatents(auto, spoken, self.engine.info.fingerprint)
@@ -99,7 +111,7 @@ class Pipeline:
         progress: Progress = lambda stage, done, total: None,
     ) -> Result:
         """Say ``text`` in ``voice`` (None: a random one). The seed alone decides every random number."""
-        rand = Philox(check_seed(seed)) if isinstance(seed, int) else seed
+        rand = seed if isinstance(seed, Randomness) else Philox(check_seed(seed))
         seconds: dict[str, float] = {}
         self._check_networks(settings)
         ids = self.encode(text)
@@ -167,30 +179,35 @@ class Pipeline:
         clip_mels: Array | None,
         progress: Progress,
     ) -> Array:
-        if not self._can_rank(settings):  # nothing to choose: keep them in the order drawn
+        if not self._can_rank(settings, clip_mels):  # nothing to choose: keep them in the order drawn
             return np.zeros(len(fixed), np.float32)
         progress("ranking", 0, len(fixed))
         scores = ranking.rank(self.engine, ids, fixed, settings.cvvp_amount, clip_mels)
         progress("ranking", len(fixed), len(fixed))
         return scores
 
-    def _can_rank(self, settings: Settings) -> bool:
-        """Whether samples are ranked: always when some are dropped, otherwise where the engine can."""
+    def _can_rank(self, settings: Settings, clip_mels: Array | None) -> bool:
+        """Whether samples are ranked: always when some are dropped, otherwise where engine and voice allow it."""
         if settings.ar.samples > settings.candidates:
             return True
-        return settings.ar.samples > 1 and settings.cvvp_amount == 0 and self.engine.has("clvp_speech")
+        able = self.engine.has(*_ranking_graphs(settings)) and (
+            settings.cvvp_amount == 0 or clip_mels is not None
+        )
+        return settings.ar.samples > 1 and able
 
     def _check_networks(self, settings: Settings) -> None:
         """Raise before any work when the engine lacks a network that ``settings`` need."""
         needed = ["ar_step"]
         needed += ["hifigan"] if settings.decoder == "hifigan" else ["diffusion_denoise", "univnet"]
         if settings.ar.samples > settings.candidates:
-            needed += ["clvp_speech"] * (settings.cvvp_amount < 1) + ["cvvp_speech"] * (
-                settings.cvvp_amount > 0
-            )
+            needed += _ranking_graphs(settings)
         missing = [graph for graph in needed if not self.engine.has(graph)]
         if missing:
-            remedy = {"hifigan": "--decoder diffusion", "clvp_speech": "as many --candidates as --samples"}
+            remedy = {
+                "hifigan": "--decoder diffusion",
+                "clvp_speech": "as many --candidates as --samples",
+                "cvvp_speech": "--cvvp-amount 0",
+            }
             raise EngineError(
                 f"{self.engine.info.source} lacks {', '.join(missing)}; "
                 f"use {remedy.get(missing[0], '--decoder hifigan')} or an engine that has it"
@@ -201,21 +218,31 @@ class Pipeline:
     ) -> tuple[VoiceLatents, Array | None]:
         """-> (latents, mels of the clips where CVVP needs them)."""
         if voice is None:
-            latents, mels = self.random_latents(rand), None
+            latents, mels = self.random_latents(rand, settings.decoder), None
         elif isinstance(voice, VoiceLatents):
             latents, mels = voice, None
+        elif not isinstance(voice, Voice):
+            raise VoiceError(f"voice must be a Voice, VoiceLatents or None, not {type(voice).__name__}")
         elif voice.latents is not None:
             latents, mels = voice.latents, None
         else:
-            latents = self.voice_latents(voice.clips)
-            mels = voice_mels(voice.clips) if settings.cvvp_amount > 0 else None
+            mels = voice_mels(voice.clips)
+            latents = self.voice_latents(voice.clips, settings.decoder, mels)
         self._check_latents(latents, settings)
         if settings.cvvp_amount > 0 and settings.ar.samples > settings.candidates:
             ranking.require_mels(settings.cvvp_amount, mels)
         return latents, mels
 
     def _check_latents(self, latents: VoiceLatents, settings: Settings) -> None:
+        """Raise a VoiceError for latents of the wrong sizes; warn about those of another checkpoint."""
         dims = self.engine.dims
+        if not same_origin(latents.fingerprint, self.engine.info.fingerprint):
+            log.warning(
+                "the voice's latents were made by another checkpoint (%s) than this engine's (%s): "
+                "compute them again from the voice's clips",
+                latents.fingerprint,
+                self.engine.info.fingerprint,
+            )
         if latents.auto.shape[-1] != dims["ar.dim"]:
             raise VoiceError(
                 f"the voice's latent has {latents.auto.shape[-1]} values; this model's have {dims['ar.dim']}: "
@@ -244,11 +271,26 @@ def mean_latent(engine: Engine, graph: str, mels: Array) -> Array:
     return np.mean(latents, axis=0)
 
 
-def check_seed(seed: int) -> int:
-    """``seed`` itself; raises SettingsError when it is out of range."""
-    if isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
-        raise SettingsError(f"seed is {seed}; it must be from 0 to {MAX_SEED}")
+def same_origin(one: str, other: str) -> bool:
+    """Whether two fingerprints (``network=digits,...``) agree on every network that both name."""
+    first, second = (dict(part.split("=", 1) for part in f.split(",") if "=" in part) for f in (one, other))
+    return all(first[network] == second[network] for network in first.keys() & second.keys())
+
+
+def check_seed(seed: Any) -> int:
+    """``seed`` as an int; raises SettingsError when it is not a whole number or out of range."""
+    if not _is_whole(seed) or not 0 <= seed <= MAX_SEED:
+        raise SettingsError(f"seed is {seed!r}; it must be a whole number from 0 to {MAX_SEED}")
     return int(seed)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    """The items of a sequence; for anything else one that is no token id."""
+    return value if isinstance(value, Iterable) else (None,)
 
 
 @contextmanager
@@ -259,6 +301,11 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         yield
     finally:
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _ranking_graphs(settings: Settings) -> list[str]:
+    """The graphs that ranking needs."""
+    return ["clvp_speech"] * (settings.cvvp_amount < 1) + ["cvvp_speech"] * (settings.cvvp_amount > 0)
 
 
 def _present(latent: Array | None) -> Array:

@@ -52,7 +52,7 @@ def require_mels(cvvp_amount: float, mels: Array | None) -> Array:
     if mels is None:
         raise SettingsError(
             f"cvvp_amount is {cvvp_amount:g}, but ranking by voice needs the voice's clips, "
-            "not latents: give clips or set cvvp_amount to 0"
+            "which latents and random voices lack: give clips or set cvvp_amount to 0"
         )
     return mels
 

@@ -7,7 +7,7 @@ the batch, on its size or on the order of work.
 from __future__ import annotations
 
 import secrets
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ def fresh_seed() -> int:
     return secrets.randbelow(2**32)
 
 
+@runtime_checkable
 class Randomness(Protocol):
     """All the random numbers of one synthesis. ``result`` counts returned clips from 0, best first."""
 

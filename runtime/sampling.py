@@ -43,10 +43,14 @@ def keep_top_k(scores: Array, k: int) -> Array:
 
 
 def keep_top_p(scores: Array, mass: float) -> Array:
-    """Mask of the nucleus: the most likely codes that together reach ``mass``; at least one."""
+    """Mask of the nucleus: the most likely codes that together reach ``mass``; at least one.
+
+    Compared in float32, as the reference does: equal scores can sum to exactly what is to be left out.
+    """
     order = np.argsort(scores, kind="stable")
     keep = np.ones(len(scores), bool)
-    keep[order[np.cumsum(softmax(scores)[order]) <= 1 - mass]] = False
+    reached = np.cumsum(softmax(scores)[order].astype(np.float32), dtype=np.float64).astype(np.float32)
+    keep[order[reached <= np.float32(1 - mass)]] = False
     keep[order[-1]] = True
     return keep
 

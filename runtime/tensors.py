@@ -23,7 +23,10 @@ def any_tensor(*values: Any) -> bool:
 
 def to_array(x: Any) -> np.ndarray:
     """An array of a tensor's numbers, or of anything that NumPy takes; floats become float32."""
-    array = x.detach().float().cpu().numpy() if is_tensor(x) else np.asarray(x)
+    if is_tensor(x):  # half precision has no NumPy dtype everywhere; whole numbers stay whole, to be refused
+        x = x.detach().cpu()
+        x = (x.float() if x.is_floating_point() else x).numpy()
+    array = np.asarray(x)
     return array.astype(np.float32) if array.dtype.kind == "f" else array
 
 

@@ -14,6 +14,8 @@ this does not:
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -105,6 +107,17 @@ def clean_basic(text: str) -> str:
     return _SPACES.sub(" ", text.lower()).encode("utf-8", "ignore").decode("utf-8")
 
 
+def find_reference_tokenizer() -> Path | None:
+    """The tokenizer.json of the tortoise-tts package where that is installed (it is not imported), else None."""
+    try:
+        spec = importlib.util.find_spec("tortoise")
+    except (ImportError, ValueError):  # ValueError: a module of that name without a spec
+        return None
+    folders = (spec.submodule_search_locations if spec else None) or ()
+    paths = (Path(folder) / "data" / "tokenizer.json" for folder in folders)
+    return next((path for path in paths if path.is_file()), None)
+
+
 class Tokenizer:
     """The byte-pair tokenizer in a ``tokenizer.json``.
 
@@ -115,9 +128,11 @@ class Tokenizer:
     def __init__(self, path: str | Path, basic: bool = False) -> None:
         import tokenizers
 
+        if not isinstance(path, (str, os.PathLike)):
+            raise TextError(f"a tokenizer is named by a path, not by {type(path).__name__}")
         self.path = Path(path)
         self.clean: Callable[[str], str] = clean_basic if basic else clean_english
-        remedy = 'give the tokenizer.json of the checkpoints, or run "tortoise-rt fetch"'
+        remedy = "put the tokenizer.json of the tortoise-tts package (its data folder) beside the checkpoints"
         if not self.path.is_file():
             raise TextError(f"there is no tokenizer at {self.path}: {remedy}")
         try:

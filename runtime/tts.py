@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,18 +15,18 @@ import numpy as np
 
 from .audio import check_clip, diffusion_clip
 from .backends import open_engine
-from .config import Settings
-from .defaults import DEFAULT_PRESET, default_voice, settings_for
+from .config import Settings, check_flag, check_number
+from .defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for
 from .detect import detect
 from .engine import Array, Engine
-from .errors import EngineError, SettingsError, VoiceError
+from .errors import AudioError, EngineError, SettingsError, TextError, VoiceError
 from .mel import univnet_mel
 from .pipeline import Pipeline, Result, check_seed, voice_mels
 from .rng import Philox, fresh_seed
 from .spec import CODE_RATE, HOP, SAMPLE_RATE, codes_to_frames
 from .tensors import all_in_kind, any_tensor, in_kind, is_tensor, to_array
-from .text import Tokenizer
-from .voice import Voice, VoiceLatents, load_voice
+from .text import Tokenizer, find_reference_tokenizer
+from .voice import Voice, VoiceLatents, check_amount, load_voice
 
 log = logging.getLogger("tortoise_rt")
 _BRACKETS = re.compile(r"\[[^\]]*\]")
@@ -39,6 +41,8 @@ def choose_engine(
     """The engine that is given, or the one opened from a bundle or from checkpoints; the demo bundle for neither."""
     if engine is not None and checkpoints is not None:
         raise SettingsError(f"engine {engine} and checkpoints {checkpoints}: name one of the two")
+    check_path("engine", engine, Engine)
+    check_path("checkpoints", checkpoints)
     if isinstance(engine, Engine):
         return engine
     if checkpoints is not None and backend == "auto":
@@ -46,9 +50,27 @@ def choose_engine(
     return open_engine(checkpoints if engine is None else engine, backend, device)
 
 
-def check_brackets(text: Any, redaction: bool) -> None:
+def choose_tokenizer(engine: Engine, path: str | Path | None, basic: bool = False) -> Tokenizer | None:
+    """The tokenizer in ``path``, else the engine's, else that of an installed tortoise-tts package, else None."""
+    chosen = path or engine.info.tokenizer or find_reference_tokenizer()
+    return None if chosen is None else Tokenizer(chosen, basic)
+
+
+def check_path(name: str, value: Any, *others: type) -> None:
+    """Raise a SettingsError unless ``value`` is a path, None or one of the types ``others``."""
+    if value is not None and not isinstance(value, (str, os.PathLike, *others)):
+        raise SettingsError(f"{name} must be the path of a folder, not {value!r}")
+
+
+def check_text(text: Any) -> None:
+    """Raise a TextError unless ``text`` is a string."""
+    if not isinstance(text, str):
+        raise TextError(f"text must be a string, not {type(text).__name__}")
+
+
+def check_brackets(text: str, redaction: bool) -> None:
     """Raise an EngineError for text with [brackets] unless ``redaction`` is off: it is not there yet."""
-    if redaction and isinstance(text, str) and (found := _BRACKETS.search(text)):
+    if redaction and (found := _BRACKETS.search(text)):
         raise EngineError(
             f"the text has {found[0]} in brackets; taking bracketed words out of the audio (redaction) is not "
             "available in this version: turn redaction off to hear them (enable_redaction=False, --no-redaction)"
@@ -84,15 +106,14 @@ class TextToSpeech:
     ) -> None:
         if models_dir is not None and engine is not None:
             raise SettingsError(f"models_dir {models_dir} and engine {engine}: name one of the two")
+        check_path("models_dir", models_dir)
+        if autoregressive_batch_size is not None:
+            check_settings(batch_rows=autoregressive_batch_size)
         device = "auto" if device is None else str(device)
         self.engine = choose_engine(models_dir if engine is None else engine, checkpoints, backend, device)
         self.enable_redaction = enable_redaction
         self._batch_rows = autoregressive_batch_size
-        tokenizer = None
-        if tokenizer_vocab_file is not None:
-            tokenizer = Tokenizer(tokenizer_vocab_file, tokenizer_basic)
-        elif tokenizer_basic and self.engine.info.tokenizer is not None:
-            tokenizer = Tokenizer(self.engine.info.tokenizer, basic=True)
+        tokenizer = choose_tokenizer(self.engine, tokenizer_vocab_file, tokenizer_basic)
         self.pipeline = Pipeline(self.engine, tokenizer)
         if half:
             _warn_about_half()
@@ -148,12 +169,15 @@ class TextToSpeech:
         first piece, so the wait for that is the whole clip's. One sample is drawn unless
         ``num_autoregressive_samples`` says more. A ``stream_chunk_size`` of 0 yields the clip in one piece.
         """
+        if settings.pop("k", 1) not in (1, None):
+            raise SettingsError("a stream is one clip: leave k out, or use tts()")
+        codes = check_number("stream_chunk_size", stream_chunk_size, 0, math.inf, integer=True)
         settings = {"num_autoregressive_samples": 1, **settings, "decoder": "hifigan"}
         result = self._synthesize(
             text, voice_samples, conditioning_latents, use_deterministic_seed, verbose, settings
         )
         wav, tensors = result.wavs[0], any_tensor(voice_samples, conditioning_latents)
-        size = codes_to_frames(stream_chunk_size) * HOP if stream_chunk_size > 0 else len(wav)
+        size = codes_to_frames(codes) * HOP if codes else len(wav)
         for start in range(0, len(wav), size):
             yield in_kind(wav[start : start + size], tensors)
 
@@ -185,6 +209,7 @@ class TextToSpeech:
         verbose: bool,
         arguments: dict[str, Any],
     ) -> Result:
+        check_text(text)
         check_brackets(text, self.enable_redaction)
         settings = self._settings(**arguments)
         result = self.pipeline.synthesize(
@@ -201,7 +226,7 @@ class TextToSpeech:
         self, do_sample: bool | None = None, preset: str | None = None, **arguments: Any
     ) -> Settings:
         if do_sample is not None:  # Hugging Face's word
-            arguments.setdefault("greedy", not do_sample)
+            arguments.setdefault("greedy", not check_flag("do_sample", do_sample))
         arguments.setdefault("batch_rows", self._batch_rows)
         return settings_for(self.engine, preset, **arguments)
 
@@ -210,25 +235,36 @@ class TextToSpeech:
             return Voice("given", clips=as_clips(samples))
         if latents is not None:
             return as_latents(latents)
-        return load_voice(default_voice(self.engine))
+        return load_voice(default_voice(self.engine), paths=False)  # a bundle may name voices, not files
 
 
 def classify_audio_clip(clip: Any, engine: str | Path | Engine | None = None) -> Any:
     """A clip at 24 kHz, (samples,) or (1, samples) -> the probability that it came from TorToiSe."""
+    check_path("engine", engine, Engine)
     probability = detect(_classifier(engine), as_clip(clip, SAMPLE_RATE, "the clip"))
     return in_kind(np.array(probability, np.float32), True) if is_tensor(clip) else probability
 
 
 def as_clips(samples: Any) -> tuple[Array, ...]:
     """One clip or a sequence of them at 22.05 kHz -> (samples,) float32 each; raises AudioError for unusable ones."""
-    single = is_tensor(samples) or isinstance(samples, np.ndarray)
-    clips: Sequence[Any] = [samples] if single and samples.ndim < 3 else samples
-    return tuple(as_clip(clip, CODE_RATE, f"voice sample {i + 1}") for i, clip in enumerate(clips))
+    array = is_tensor(samples) or isinstance(samples, np.ndarray)
+    if not array and not isinstance(samples, (list, tuple)):
+        raise AudioError(
+            f"voice_samples is of type {type(samples).__name__}; clips are needed: (samples,) or (1, samples) each, at "
+            f"{CODE_RATE} Hz, as load_audio(path, {CODE_RATE}) gives them"
+        )
+    given: Sequence[Any] = [samples] if array and samples.ndim < 3 else samples
+    clips = tuple(as_clip(clip, CODE_RATE, f"voice sample {i + 1}") for i, clip in enumerate(given))
+    check_amount(clips, "the voice")
+    return clips
 
 
 def as_clip(clip: Any, rate: int, name: str) -> Array:
     """(samples,) or (1, samples) -> (samples,) float32; raises AudioError unless it is a usable clip."""
-    array = to_array(clip)
+    try:
+        array = to_array(clip)
+    except (TypeError, ValueError) as error:
+        raise AudioError(f"{name} is no array of samples: {error}") from error
     array = array[0] if array.ndim == 2 and len(array) == 1 else array
     check_clip(array, rate, name)
     return array
@@ -243,8 +279,15 @@ def as_latents(latents: Any) -> VoiceLatents:
             raise VoiceError(
                 f"conditioning_latents has {len(latents)} parts: (autoregressive, diffusion) are needed"
             )
-        return VoiceLatents(*(None if part is None else to_array(part) for part in latents))  # type: ignore[arg-type]
-    return VoiceLatents(to_array(latents))
+        return VoiceLatents(*(None if part is None else _latent(part) for part in latents))  # type: ignore[arg-type]
+    return VoiceLatents(_latent(latents))
+
+
+def _latent(part: Any) -> Array:
+    try:
+        return to_array(part)
+    except (TypeError, ValueError) as error:
+        raise VoiceError(f"conditioning_latents holds no array of numbers: {error}") from error
 
 
 def _seed(seed: int | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from .spec import CODE_RATE
 LATENT_SUFFIXES = (".safetensors", ".pth")
 RANDOM = "random"  #: the voice that is drawn anew from the seed
 MAX_WIDTH = 16384  #: numbers in a latent; beyond it, a row is audio
+MAX_CLIPS = 1000  #: of one voice
+MAX_MINUTES = 60  #: of one voice's clips together
 _FORMAT = "tortoise-rt voice"
 
 
@@ -155,12 +157,8 @@ def find_voices(extra_dirs: Iterable[str | Path] = ()) -> dict[str, Path]:
     """
     from .voices import folder as shipped_folder
 
-    extra = [Path(d).expanduser() for d in extra_dirs]
-    for folder in extra:
-        if not folder.is_dir():
-            raise VoiceError(f"the voice folder {folder} does not exist: create it, or leave it out")
     found: dict[str, Path] = {}
-    for folder in (*extra, user_folder(), shipped_folder()):
+    for folder in (*check_folders(extra_dirs), user_folder(), shipped_folder()):
         for entry in _entries(folder) if folder.is_dir() else ():
             if entry.name.startswith("_"):
                 continue
@@ -169,6 +167,15 @@ def find_voices(extra_dirs: Iterable[str | Path] = ()) -> dict[str, Path]:
             elif entry.suffix.lower() in LATENT_SUFFIXES:
                 found.setdefault(entry.stem, entry)
     return dict(sorted(found.items()))
+
+
+def check_folders(folders: Iterable[str | Path]) -> list[Path]:
+    """Folders of voices as paths; raises VoiceError when one is not a folder."""
+    paths = [Path(folder).expanduser() for folder in folders]
+    for path in paths:
+        if not path.is_dir():
+            raise VoiceError(f"the voice folder {path} does not exist: create it, or leave it out")
+    return paths
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -184,34 +191,64 @@ def _entries(folder: Path) -> list[Path]:
 def load_voice(spec: str, extra_dirs: Sequence[str | Path] = (), *, paths: bool = True) -> Voice | None:
     """The voice that ``spec`` names; None for "random".
 
-    ``spec`` is a folder of clips or latents, a clip, a latent file, the name of a voice (:func:`find_voices`), or
-    several of these joined by "&": their clips are pooled, their latents averaged. With ``paths=False`` only names
-    count, for specs from people who must not read this machine's files.
-    Raises VoiceError for an unknown voice, an empty folder or voices that cannot be combined, AudioError for a bad clip.
+    ``spec`` is the name of a voice (:func:`find_voices`), a folder of clips or latents, a clip, a latent file, or
+    several of these joined by "&": their clips are pooled, their latents averaged. What has a separator or the suffix
+    of a clip or latent file in it is a path first; anything else is a name first, so that a folder which happens to
+    be in the working directory takes no voice's place. With ``paths=False`` only names count, for specs from people
+    who must not read this machine's files.
+    Raises VoiceError for an unknown voice, an empty folder, too much audio or voices that cannot be combined, AudioError
+    for a bad clip.
     """
     spec = str(spec)
-    if paths and os.path.exists(os.path.expanduser(spec)):
+    if spec == RANDOM:
+        check_folders(extra_dirs)
+        return None
+    if paths and _is_path(spec) and _exists(spec):
         return _load_path(Path(spec).expanduser())
     parts = [part.strip() for part in spec.split("&")]
     if not all(parts):
         raise VoiceError(f'the voice "{spec}" has an empty name in it: write "a&b", or one name')
-    if parts == [RANDOM]:
-        return None
     if RANDOM in parts:
         raise VoiceError(f'"{spec}" combines "{RANDOM}" with other voices; a random voice stands alone')
-    voices = [_load_path(_locate(part, extra_dirs, paths)) for part in parts]
+    known = find_voices(extra_dirs)
+    voices: list[Voice] = []
+    for part in parts:
+        voices.append(_load_path(_locate(part, known, paths)))
+        check_amount([clip for voice in voices for clip in voice.clips], f'the voice "{spec}"')
     return voices[0] if len(voices) == 1 else _combine(spec, voices)
 
 
-def _locate(part: str, extra_dirs: Sequence[str | Path], paths: bool) -> Path:
-    if paths and os.path.exists(os.path.expanduser(part)):
+def _is_path(spec: str) -> bool:
+    """Whether ``spec`` is written as a path, rather than as a name."""
+    separated = any(separator in spec for separator in {"/", os.sep, os.altsep} if separator)
+    return separated or spec == "~" or Path(spec).suffix.lower() in (*AUDIO_SUFFIXES, *LATENT_SUFFIXES)
+
+
+def _exists(spec: str) -> bool:
+    return os.path.exists(os.path.expanduser(spec))
+
+
+def _locate(part: str, known: Mapping[str, Path], paths: bool) -> Path:
+    if paths and _is_path(part) and _exists(part):
         return Path(part).expanduser()
-    known = find_voices(extra_dirs)
     if part in known:
         return known[part]
-    if paths and ("/" in part or os.sep in part):
+    if paths and _exists(part):
+        return Path(part)
+    if paths and _is_path(part):
         raise VoiceError(f"there is no file or folder {part}: give an existing one, or the name of a voice")
     raise VoiceError(f'unknown voice "{part}". {suggest(part, [*known, RANDOM])}')
+
+
+def check_amount(clips: Sequence[np.ndarray], name: str) -> None:
+    """Raise a VoiceError when the clips of one voice are too many or last too long together."""
+    if len(clips) > MAX_CLIPS:
+        raise VoiceError(f"{name} has {len(clips)} clips; the limit is {MAX_CLIPS}, and 3 to 5 are enough")
+    minutes = sum(map(len, clips)) / CODE_RATE / 60
+    if minutes > MAX_MINUTES:
+        raise VoiceError(
+            f"the clips of {name} last over {MAX_MINUTES} minutes ({minutes:.0f}): keep a few of about 10 s"
+        )
 
 
 def _load_path(path: Path) -> Voice:
@@ -237,7 +274,15 @@ def _load_path(path: Path) -> Voice:
             f"the voice folder {path} holds no audio ({', '.join(AUDIO_SUFFIXES)}) and no latents: "
             "put clips of about 10 s into it"
         )
-    return Voice(name, clips=tuple(load_audio(f, CODE_RATE) for f in clips))
+    if len(clips) > MAX_CLIPS:
+        raise VoiceError(
+            f"the voice folder {path} holds {len(clips)} clips; the limit is {MAX_CLIPS}, and 3 to 5 are enough"
+        )
+    loaded: list[np.ndarray] = []
+    for file in clips:
+        loaded.append(load_audio(file, CODE_RATE))
+        check_amount(loaded, str(path))
+    return Voice(name, clips=tuple(loaded))
 
 
 def _combine(name: str, voices: Sequence[Voice]) -> Voice:

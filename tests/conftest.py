@@ -29,3 +29,13 @@ def tokenizer_path() -> Path:
             f"no tokenizer at {path}: set TORTOISE_RT_TOKENIZER to the tokenizer.json of tortoise-tts"
         )
     return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, with caches and voices of its own."""
+    monkeypatch.setenv("TORTOISE_RT_CACHE", str(tmp_path / ".cache"))
+    monkeypatch.setenv("TORTOISE_RT_VOICES", str(tmp_path / ".voices"))
+    monkeypatch.delenv("TORTOISE_RT_DEBUG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,14 +25,7 @@ SAY = ["say", *FAKE, "--tokenizer", str(TOKENIZER), "--samples", "3", "--diffusi
 COMMAND = [sys.executable, "-c", "from tortoise_rt.cli import main; main()"]
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, with caches and voices of its own."""
-    monkeypatch.setenv("TORTOISE_RT_CACHE", str(tmp_path / ".cache"))
-    monkeypatch.setenv("TORTOISE_RT_VOICES", str(tmp_path / ".voices"))
-    monkeypatch.delenv("TORTOISE_RT_DEBUG", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def run(*arguments: str, stdin: bytes | str | None = None) -> Result:
@@ -142,6 +134,9 @@ def test_say_refuses_bad_input_in_one_line(folder: Path) -> None:
         (["Hi", "--voice", "short.wav"], "at least 0.1 s"),
         (["Hi", "--voice", "hostile.pth"], "cannot use hostile.pth"),
         (["Hi", "--voices-dir", "missing", "--voice", "x"], "does not exist"),
+        (["Hi", "--voices-dir", "missing"], "does not exist"),
+        (["Hi", "--voices-dir", "missing", "--voice", "random"], "does not exist"),
+        (["Hi", "--voice", ""], "empty name"),
         (["Hi", "--temperature", "0"], "temperature is 0; it must be above 0"),
         (["Hi", "--samples", "0"], "samples is 0"),
         (["Hi", "--candidates", "9"], "9 candidates of 3 samples"),
@@ -189,6 +184,18 @@ def test_output_is_checked_before_synthesis(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Pipeline, "synthesize", synthesize)
     assert run(*SAY, "Hi", "-o", "missing/x.wav").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--temperature 0", "--voice nobody", "--voice empty", "--seed -1", "--tokenizer missing.json"],
+)
+def test_input_is_checked_before_an_engine_is_opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: str
+) -> None:
+    (folder / "empty").mkdir()
+    monkeypatch.setattr("tortoise_rt.tts.open_engine", lambda *_: pytest.fail("opened"))
+    assert run("say", "Hi", *arguments.split()).exit_code == 2
 
 
 def test_interruption_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,77 +273,6 @@ def test_version_and_unknown_commands() -> None:
 def test_commands_of_later_versions_are_not_there() -> None:
     assert sorted(main.commands) == ["detect", "doctor", "export", "say", "verify", "voices"]
     assert sorted(main.commands["voices"].commands) == ["latents", "list", "show"]  # type: ignore[attr-defined]
-
-
-# export and verify
-
-
-@pytest.mark.parametrize("target", ["cuda", "tensorrt"])
-def test_targets_of_later_versions(target: str) -> None:
-    result = run("export", "--checkpoints", ".", "--target", target)
-    assert result.exit_code == 2 and "is not in this version" in result.stderr
-
-
-@pytest.mark.parametrize("package", ["torch", "onnx"])
-def test_the_lean_install_cannot_export(folder: Path, package: str) -> None:
-    code = f"import sys; sys.modules[{package!r}] = None; from tortoise_rt.cli import main; main()"
-    command = [sys.executable, "-c", code, "export", "--checkpoints", str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert f"needs {package}, which is not installed: pip install 'tortoise-rt[export]'" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-
-
-@pytest.fixture
-def checkpoints(data: Path, folder: Path) -> Path:
-    """Two small networks in the official layout."""
-    source = folder / "checkpoints"
-    source.mkdir()
-    for file in ("config.json", "cvvp.pth", "classifier.pth"):
-        shutil.copy(data / file, source)
-    shutil.copy(TOKENIZER, source / "tokenizer.json")
-    return source
-
-
-def test_export_then_verify(checkpoints: Path, folder: Path) -> None:
-    for package in ("torch", "onnx", "onnxruntime"):
-        pytest.importorskip(package)
-    result = ok("export", "--checkpoints", str(checkpoints), "-o", "bundle")
-    assert "cvvp_voice" in result.output and "detector" in result.output
-    again = run("export", "--checkpoints", str(checkpoints), "-o", "bundle")
-    assert again.exit_code == 2 and "--force" in again.stderr
-
-    checkpoints.rename(folder / "moved")
-    assert "Not compared with PyTorch" in ok("verify", "--engine", "bundle").output
-    assert "3 graphs agree" in ok("verify", "--engine", "bundle", "--checkpoints", "moved").output
-    write_clip(folder / "a.wav")
-    ok("detect", "a.wav", "--engine", "bundle")
-
-    damaged = next((folder / "bundle").glob("*.onnx"))
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
-    result = run("verify", "--engine", "bundle")
-    assert result.exit_code == 2 and damaged.name in result.stderr
-
-
-def test_verify_fails_when_a_graph_computes_something_else(
-    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for package in ("torch", "onnx", "onnxruntime"):
-        pytest.importorskip(package)
-    ok("export", "--checkpoints", str(checkpoints), "-o", "bundle", "--no-check")
-    monkeypatch.setattr("tortoise_rt.export.parity.BOUND_FP32", 0.0)
-    monkeypatch.setattr("tortoise_rt.export.parity.ROUNDING_FACTOR", 0)
-    result = run("verify", "--engine", "bundle")
-    assert result.exit_code == 1 and "the bound is 0" in result.stderr
-
-
-def test_hostile_checkpoints_are_not_executed(checkpoints: Path, folder: Path) -> None:
-    pytest.importorskip("torch")
-    hostile_pickle(checkpoints / "classifier.pth")
-    write_clip(folder / "a.wav")
-    result = run("detect", "a.wav", "--checkpoints", str(checkpoints))
-    assert result.exit_code == 2 and "nothing in it was executed" in result.stderr
-    assert not (folder / "executed").exists()
 
 
 # as a program

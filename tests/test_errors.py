@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 
+import numpy as np
 import pytest
 
 from tortoise_rt import errors
 from tortoise_rt.config import ARGUMENTS, PRESETS, Settings, make_settings, replace
+from tortoise_rt.defaults import check_settings
 from tortoise_rt.errors import SettingsError, TortoiseError, suggest
 
 BAD = [
@@ -26,6 +28,16 @@ BAD = [
     ({"diffusion_temperature": 1.1}, r"diffusion_temperature is 1\.1"),
     ({"cond_free_k": -1}, "cond_free_k is -1"),
     ({"cond_free": "False"}, "cond_free must be true or false, not 'False'"),
+    ({"cond_free": 1}, "cond_free must be true or false, not 1"),
+    ({"greedy": [1]}, "greedy must be true or false"),
+    ({"temperature": True}, "temperature must be a number, not True"),
+    ({"temperature": "0.8"}, "temperature must be a number, not '0.8'"),
+    ({"temperature": np.zeros(2)}, "temperature must be a number"),
+    ({"top_k": 10**400}, "top_k must be an integer, not inf"),
+    ({"top_k": np.float32(2)}, "top_k must be an integer"),
+    ({"decoder": ["hifigan"]}, "unknown decoder"),
+    ({"preset": ["fast"]}, "unknown preset"),
+    ({"preset": ""}, "unknown preset"),
     ({"cvvp_amount": 2}, "cvvp_amount is 2"),
     ({"k": 3, "num_autoregressive_samples": 2}, "3 candidates of 2 samples: draw at least"),
     ({"decoder": "hifi"}, "unknown decoder 'hifi'. Did you mean \"hifigan\""),
@@ -41,6 +53,33 @@ BAD = [
 def test_settings_out_of_range(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         make_settings(**arguments)  # type: ignore[arg-type]
+
+
+def test_settings_may_be_numpys() -> None:
+    given = make_settings(
+        temperature=np.float32(0.5),
+        top_k=np.int64(2),
+        k=np.uint8(3),
+        greedy=np.bool_(True),
+        max_mel_tokens=np.int32(9),
+    )
+    assert given == make_settings(temperature=0.5, top_k=2, k=3, greedy=True, max_mel_tokens=9)
+    kinds = {
+        type(value) for value in (given.ar.temperature, given.ar.top_k, given.candidates, given.ar.greedy)
+    }
+    assert kinds == {float, int, bool}
+
+
+def test_settings_are_checked_without_an_engine() -> None:
+    check_settings("fast", k=1000, temperature=None)  # samples may be the engine's to say
+    for arguments in (
+        {"top_p": 2},
+        {"preset": "fst"},
+        {"k": 3, "num_autoregressive_samples": 2},
+        {"nope": 1},
+    ):
+        with pytest.raises(SettingsError):
+            check_settings(**arguments)  # type: ignore[arg-type]
 
 
 def test_errors_are_one_family_drawn_in_the_docstring() -> None:

@@ -123,6 +123,15 @@ def test_cvvp_needs_clips_and_says_so_before_it_draws(pipeline: Pipeline) -> Non
     assert len(pipeline.synthesize(TEXT, Voice("a", clips=(clip,)), settings, 1).wavs) == 1
 
 
+@pytest.mark.parametrize("amount", [0.0, 0.5, 1.0])
+def test_samples_that_are_all_returned_are_ranked_too(pipeline: Pipeline, amount: float) -> None:
+    clip = (0.1 * np.sin(np.arange(30000) * 0.05)).astype(np.float32)
+    settings = make_settings(cvvp_amount=amount, num_autoregressive_samples=3, k=3, decoder="hifigan")
+    result = pipeline.synthesize(TEXT, Voice("a", clips=(clip,)), settings, 1)
+    assert len(set(result.scores)) > 1
+    assert (np.diff(result.scores[result.chosen]) <= 0).all()
+
+
 @pytest.mark.parametrize("text", ["", "   ", "\U0001f600"])
 def test_empty_text(pipeline: Pipeline, text: str) -> None:
     with pytest.raises(TextError, match="nothing to say"):

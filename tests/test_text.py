@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,13 @@ from hypothesis import strategies as st
 
 from tortoise_rt import number_words
 from tortoise_rt.errors import TextError
-from tortoise_rt.text import Tokenizer, clean_basic, clean_english, split_and_recombine_text
+from tortoise_rt.text import (
+    Tokenizer,
+    clean_basic,
+    clean_english,
+    find_reference_tokenizer,
+    split_and_recombine_text,
+)
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "tiny-a" / "text.json").read_text(encoding="utf-8"))
 
@@ -154,8 +162,23 @@ def test_tokenizer_file_faults(tmp_path: Path) -> None:
     }.items():
         path = tmp_path / f"{name}.json"
         path.write_text(content)
-        with pytest.raises(TextError, match="is not a tokenizer"):
+        with pytest.raises(TextError, match="is not a tokenizer.*tortoise-tts package"):
             Tokenizer(path)
+    with pytest.raises(TextError, match="not by int"):
+        Tokenizer(5)  # type: ignore[arg-type]
+
+
+def test_the_tokenizer_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "tortoise", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "tortoise"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    assert find_reference_tokenizer() is None
+    (package / "data" / "tokenizer.json").touch()
+    assert find_reference_tokenizer() == package / "data" / "tokenizer.json"
+    monkeypatch.setitem(sys.modules, "tortoise", types.ModuleType("tortoise"))
+    assert find_reference_tokenizer() is None
 
 
 def test_tokenizer_of_another_model(tmp_path: Path) -> None:

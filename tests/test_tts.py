@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from tortoise_rt import TextToSpeech, classify_audio_clip, tts
 from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.compat import api, api_fast, base
-from tortoise_rt.errors import AudioError, BundleError, EngineError, SettingsError, VoiceError
+from tortoise_rt.errors import AudioError, BundleError, EngineError, SettingsError, TextError, VoiceError
 from tortoise_rt.spec import HOP, codes_to_frames
 from tortoise_rt.voice import VoiceLatents
 
@@ -146,6 +147,85 @@ def test_the_constructor_takes_one_engine(tmp_path: Path) -> None:
         TextToSpeech(models_dir=tmp_path / "missing")
     with pytest.raises(EngineError, match='Did you mean "torch"'):
         TextToSpeech(models_dir=tmp_path, backend="troch")
+
+
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"text": None}, TextError, "not NoneType"),
+    ({"text": 5}, TextError, "not int"),
+    ({"text": ["a"]}, TextError, "not list"),
+    ({"text": b"hi"}, TextError, "not bytes"),
+    ({"use_deterministic_seed": "1"}, SettingsError, "seed is '1'"),
+    ({"use_deterministic_seed": 1.5}, SettingsError, "seed is 1.5"),
+    ({"preset": ["fast"]}, SettingsError, "unknown preset"),
+    ({"do_sample": "no"}, SettingsError, "do_sample must be true or false"),
+    ({"k": "2"}, SettingsError, "must be an integer"),
+    ({"voice_samples": 3}, AudioError, "voice_samples is of type int"),
+    ({"voice_samples": "a.wav"}, AudioError, r"load_audio\(path, 22050\)"),
+    ({"voice_samples": [[[0.1], [0.1, 0.2]]]}, AudioError, "voice sample 1 is no array"),
+    ({"conditioning_latents": 3}, VoiceError, "floating-point numbers are needed"),
+    ({"conditioning_latents": ([[0.1], [0.1, 0.2]], None)}, VoiceError, "no array of numbers"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD)
+def test_arguments_of_the_wrong_kind(
+    speaker: TextToSpeech, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        speaker.tts(**{"text": TEXT, **QUICK, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stream_chunk_size": "4"}, "stream_chunk_size must be an integer, not '4'"),
+        ({"stream_chunk_size": 1.5}, "stream_chunk_size must be an integer"),
+        ({"stream_chunk_size": -1}, "stream_chunk_size is -1"),
+        ({"k": 2}, "a stream is one clip"),
+    ],
+)
+def test_streams_that_cannot_be(speaker: TextToSpeech, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        next(speaker.tts_stream(TEXT, **arguments))
+
+
+def test_numbers_may_be_numpys(speaker: TextToSpeech) -> None:
+    plain = speaker.tts(TEXT, use_deterministic_seed=3, temperature=0.5, **QUICK)
+    numpys = speaker.tts(
+        TEXT, use_deterministic_seed=np.int64(3), temperature=np.float32(0.5), k=np.int64(1), **QUICK
+    )
+    np.testing.assert_array_equal(plain, numpys)
+    next(speaker.tts_stream(TEXT, stream_chunk_size=np.int64(4)))
+
+
+@pytest.mark.parametrize("name", ["engine", "checkpoints", "models_dir"])
+def test_an_engine_is_named_by_a_path(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} must be the path of a folder, not 3"):
+        TextToSpeech(**{name: 3})  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="batch_rows"):
+        TextToSpeech("16", engine=FakeEngine())  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="path of a folder"):
+        api.TextToSpeech(models_dir=3)
+    with pytest.raises(SettingsError, match="engine must be"):
+        classify_audio_clip(CLIP, [3])  # type: ignore[arg-type]
+
+
+def test_an_engine_names_voices_not_files(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    (tmp_path / "voice.wav").write_text("secret")
+    engine.info = dataclasses.replace(engine.info, defaults={"voice": str(tmp_path / "voice.wav")})
+    with pytest.raises(VoiceError, match="unknown voice"):
+        TextToSpeech(engine=engine, tokenizer_vocab_file=TOKENIZER).tts(TEXT, **QUICK)
+
+
+def test_the_tokenizer_of_the_references_package_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine()
+    engine.info = dataclasses.replace(engine.info, tokenizer=None)
+    monkeypatch.setattr(tts, "find_reference_tokenizer", lambda: TOKENIZER)
+    assert TextToSpeech(engine=engine).tts(TEXT, **QUICK).size > 0
+    monkeypatch.setattr(tts, "find_reference_tokenizer", lambda: None)
+    with pytest.raises(TextError, match="tokenizer.json"):
+        TextToSpeech(engine=engine).tts(TEXT, **QUICK)
 
 
 def test_half_has_no_effect_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:

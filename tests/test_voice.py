@@ -116,6 +116,45 @@ def test_random_voices(own_voices: Path, make_clip: Callable[..., np.ndarray]) -
         load_voice("a&random")
 
 
+def test_the_working_directory_takes_no_names(
+    tmp_path: Path, own_voices: Path, make_clip: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_clip(own_voices / "emma" / "1.wav", 0.1)
+    for name in ("emma", "random", "here"):
+        make_clip(tmp_path / name / "1.wav", 0.2)
+    make_clip(tmp_path / "clip.wav", 0.2)
+    assert load_voice("random") is None
+    for spec, value in [("emma", 0.1), ("./emma", 0.2), ("here", 0.2), ("./random", 0.2), ("clip.wav", 0.2)]:
+        voice = load_voice(spec)
+        assert voice is not None and voice.clips[0][0] == np.float32(value), spec
+    for spec in ("here", "clip.wav", "./emma", "/etc/passwd", "emma&clip.wav"):
+        with pytest.raises(VoiceError, match="unknown voice"):
+            load_voice(spec, paths=False)
+
+
+def test_missing_folders_are_errors_for_random_voices_too(tmp_path: Path) -> None:
+    with pytest.raises(VoiceError, match="voice folder .*nowhere does not exist"):
+        load_voice("random", [tmp_path / "nowhere"])
+
+
+def test_audio_of_a_voice_is_limited(
+    own_voices: Path, make_clip: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        make_clip(own_voices / "emma" / f"{name}.wav")
+        make_clip(own_voices / name / "1.wav")
+    monkeypatch.setattr("tortoise_rt.voice.MAX_MINUTES", 1 / 60)
+    with pytest.raises(VoiceError, match="the clips of .*emma last over"):
+        load_voice("emma")
+    with pytest.raises(VoiceError, match='the clips of the voice "a&b&c" last over'):
+        load_voice("a&b&c")
+    assert load_voice("a&b") is not None
+    monkeypatch.setattr("tortoise_rt.voice.MAX_CLIPS", 2)
+    with pytest.raises(VoiceError, match="holds 3 clips; the limit is 2"):
+        load_voice("emma")
+
+
 def test_voices_that_cannot_be_loaded(
     tmp_path: Path, own_voices: Path, make_clip: Callable[..., np.ndarray]
 ) -> None:

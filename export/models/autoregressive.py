@@ -122,7 +122,7 @@ class UnifiedVoice(nn.Module):
 
     @classmethod
     def from_weights(cls, weights: dict[str, Tensor], config: Mapping[str, Any]) -> UnifiedVoice:
-        text_ids, dim = weights["text_embedding.weight"].shape
+        text_ids, dim = weights["text_embedding.weight"].shape[:2]
         heads = config.get("heads", dim // 64)
         if dim % heads:
             raise ValueError(f"{heads} heads cannot share {dim} channels")
@@ -193,21 +193,24 @@ class UnifiedVoice(nn.Module):
         latents = self.final_norm(self.gpt.ln_f(x[:, -codes.shape[1] :]))
         return self.mel_head(latents[:, -1]), latents
 
-    def forward(self, voice: Tensor, text_ids: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def hidden(self, voice: Tensor, text_ids: Tensor, codes: Tensor) -> Tensor:
         """The whole sequence at once, as in training; the judge of ``step``.
 
         voice: (rows, dim); text_ids: (rows, text) with start and stop ids; codes: (rows, codes) with start
-        and stop codes -> logits of the text (rows, text, text ids) and of the codes (rows, codes, mel codes).
+        and stop codes -> (rows, 1 + text + codes, dim), normed; the last ``codes`` of them are latents.
         """
         rows, new = codes.shape
         x = self.embed(
             voice[:, None], text_ids, codes, torch.arange(new, device=codes.device).expand(rows, -1)
         )
-        cache, past = (
-            self.new_cache(rows, x.shape[1]),
-            torch.zeros(rows, dtype=torch.int64, device=codes.device),
-        )
+        cache = self.new_cache(rows, x.shape[1])
+        past = torch.zeros(rows, dtype=torch.int64, device=codes.device)
         for block, layer_cache in zip(self.gpt.h, cache, strict=True):
             x = block(x, layer_cache, past)
-        x = self.final_norm(self.gpt.ln_f(x))
+        return self.final_norm(self.gpt.ln_f(x))
+
+    def forward(self, voice: Tensor, text_ids: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``hidden`` -> logits of the text (rows, text, text ids) and of the codes (rows, codes, mel codes)."""
+        x = self.hidden(voice, text_ids, codes)
+        new = codes.shape[1]
         return self.text_head(x[:, 1:-new]), self.mel_head(x[:, -new:])

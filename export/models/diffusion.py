@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -17,11 +18,16 @@ from .layers import AttentionBlock, count_layers, group_norm
 MAX_PERIOD = 10000.0
 
 
+@functools.cache
+def timestep_frequencies(half: int, device: torch.device | str = "cpu") -> Tensor:
+    """(half,) float32, computed on the CPU as in the reference: a last bit turns an angle by 2e-4 at step 4000."""
+    steps = torch.arange(half, dtype=torch.float32, device="cpu")
+    return torch.exp(-math.log(MAX_PERIOD) * steps / half).to(device)
+
+
 def timestep_embedding(timestep: Tensor, dim: int) -> Tensor:
     """Sinusoids of the timestep: (rows,) -> (rows, dim), cosines first."""
-    half = dim // 2
-    steps = torch.arange(half, dtype=torch.float32, device=timestep.device)
-    angles = timestep.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * steps / half)
+    angles = timestep.float()[:, None] * timestep_frequencies(dim // 2, timestep.device)
     return F.pad(torch.cat((angles.cos(), angles.sin()), dim=-1), (0, dim % 2))
 
 

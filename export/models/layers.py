@@ -200,9 +200,9 @@ def encoder_shape(weights: dict[str, Tensor], prefix: str, wrap: str = "") -> di
 
 
 def count_layers(weights: dict[str, Tensor], prefix: str) -> int:
-    """Number of consecutive indices i for which some key starts with ``prefix + i + '.'``."""
+    """One more than the largest i for which some key starts with ``prefix + i + '.'``.
+
+    A layer may be missing as a whole, so that the error names its keys; an index beyond the number of keys is none.
+    """
     indices = {key[len(prefix) :].split(".", 1)[0] for key in weights if key.startswith(prefix)}
-    count = 0
-    while str(count) in indices:
-        count += 1
-    return count
+    return 1 + max((int(i) for i in indices if i.isdecimal() and int(i) < len(weights)), default=-1)

@@ -104,7 +104,7 @@ class Detector(nn.Module):
     def from_weights(cls, weights: dict[str, Tensor], config: Mapping[str, Any]) -> Detector:
         stages = count_layers(weights, "enc.res.")
         downs = [i for i in range(stages) if f"enc.res.{i}.op.weight" in weights]
-        classes, dim = weights["head.weight"].shape
+        classes, dim = weights["head.weight"].shape[:2]
         return cls(
             classes,
             dim,

@@ -44,9 +44,9 @@ def group_norm(g: GraphBuilder, x: str, key: str, film: tuple[str, str] | None =
         return g.reshape(values, 0, 1, channels)
 
     ones = g.tensor(f"ones_{shape[0]}_{shape[1]}", np.ones(shape, np.float32))
-    mean = per_channel(g.mul(per_group(g.mean(x, 1)), ones))
+    mean = per_channel(g.mul(per_group(g.time_mean(x)), ones))
     centred = g.op("Sub", x, mean)
-    variance = per_group(g.mean(g.mul(centred, centred), 1))
+    variance = per_group(g.time_mean(g.mul(centred, centred)))
     deviation = g.op("Sqrt", g.add(variance, g.scalar(GROUP_EPSILON)))
     scale = per_channel(g.op("Div", g.tensor(f"{key}.weight", gamma.reshape(shape)), deviation))
     offset = g.tensor(f"{key}.bias", beta)

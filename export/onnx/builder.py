@@ -163,6 +163,20 @@ class GraphBuilder:
     def mean(self, x: str, axis: int, keepdims: bool = False) -> str:
         return self.op("ReduceMean", x, self.ints(axis), keepdims=int(keepdims))
 
+    def time_mean(self, x: str, output: str | None = None) -> str:
+        """(rows, time, c) -> (rows, c), the mean over time, as a product with a row of ones.
+
+        ONNX Runtime's ReduceMean over this axis adds up in an order that depends on the number of rows and of
+        threads; a row's product does not.
+        """
+        key = f"ones {x}"
+        if key not in self._memo:
+            one = helper.make_tensor("value", onnx.TensorProto.FLOAT, [1], [1.0])
+            shape = self.concat(self.ints(1), self.size(x, 1), axis=0)
+            self._memo[key] = self.op("ConstantOfShape", shape, value=one)
+        total = self.op("Squeeze", self.op("MatMul", self._memo[key], x), self.ints(1))
+        return self.op("Div", total, self.size(x, 1, "float32"), output=output)
+
     # --- layers ---
 
     def matmul(self, x: str, name: str, matrix: np.ndarray) -> str:

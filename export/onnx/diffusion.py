@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ..models.diffusion import timestep_frequencies
 from .blocks import attention_block, group_norm
 from .builder import GraphBuilder, taps_matrix
-
-MAX_PERIOD = 10000  #: of the sinusoidal timestep embedding
 
 
 def build_voice(g: GraphBuilder, config: Mapping[str, Any]) -> None:
@@ -20,7 +18,7 @@ def build_voice(g: GraphBuilder, config: Mapping[str, Any]) -> None:
     x = g.conv("mel", "contextual_embedder.0", padding=1, stride=2)
     x = g.conv(x, "contextual_embedder.1", padding=1, stride=2)
     x = _attention_blocks(g, g.transpose(x, 0, 2, 1), "contextual_embedder", first=2)
-    g.op("ReduceMean", x, g.ints(1), keepdims=0, output="latent")
+    g.time_mean(x, output="latent")
 
 
 def build_align(g: GraphBuilder, config: Mapping[str, Any]) -> None:
@@ -75,9 +73,7 @@ def _integrate(g: GraphBuilder) -> str:
 
 def _time_embedding(g: GraphBuilder) -> str:
     """SiLU of the embedded timestep, as every residual block takes it: (rows, dim)"""
-    half = g.dims["diffusion.dim"] // 2
-    exponents = np.arange(half, dtype=np.float32) * np.float32(-math.log(MAX_PERIOD)) / np.float32(half)
-    frequencies = g.tensor("timestep_frequencies", np.exp(exponents.astype(np.float64)).astype(np.float32))
+    frequencies = g.tensor("timestep_frequencies", timestep_frequencies(g.dims["diffusion.dim"] // 2).numpy())
     angles = g.mul(g.op("Unsqueeze", "timestep", g.ints(1)), frequencies)
     x = g.concat(g.op("Cos", angles), g.op("Sin", angles), axis=1)
     x = g.linear(g.silu(g.linear(x, "time_embed.0")), "time_embed.2")

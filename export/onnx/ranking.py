@@ -18,7 +18,7 @@ def build_clvp_text(g: GraphBuilder, config: Mapping[str, Any]) -> None:
     """clvp_text: text_ids (rows, text) -> latent (rows, latent_dim), not normalised; scale (1,)."""
     x = g.op("Gather", g.param("text_emb.weight"), "text_ids")
     x = _encoder(g, x, "text_transformer.transformer", g.dims["clvp.text_heads"])
-    g.linear(g.mean(x, 1), "to_text_latent", output="latent")
+    g.linear(g.time_mean(x), "to_text_latent", output="latent")
     _scale(g)
 
 
@@ -26,7 +26,7 @@ def build_clvp_speech(g: GraphBuilder, config: Mapping[str, Any]) -> None:
     """clvp_speech: codes (rows, codes) -> latent (rows, latent_dim), not normalised."""
     x = g.op("Gather", g.param("speech_emb.weight"), "codes")
     x = _encoder(g, x, "speech_transformer.transformer", g.dims["clvp.speech_heads"])
-    g.linear(g.mean(x, 1), "to_speech_latent", output="latent")
+    g.linear(g.time_mean(x), "to_speech_latent", output="latent")
 
 
 def build_cvvp_voice(g: GraphBuilder, config: Mapping[str, Any]) -> None:
@@ -59,7 +59,7 @@ def _collapse(g: GraphBuilder, x: str, key: str) -> str:
     heads = g.dims["cvvp.heads"]
     x = _encoder(g, x, f"{key}.transformer", heads)
     x = attention_block(g, g.linear(x, f"{key}.pre_combiner.0"), f"{key}.pre_combiner.1", heads)
-    return g.linear(g.mean(x, 1), f"{key}.pre_combiner.2")
+    return g.linear(g.time_mean(x), f"{key}.pre_combiner.2")
 
 
 def _encoder(g: GraphBuilder, x: str, key: str, heads: int) -> str:

@@ -1,14 +1,17 @@
 """ONNX Runtime, on CPU or CUDA. One session per graph, created when it is first used.
 
 The key/value cache is updated in place: the same memory is bound as a session's past and present. On CUDA the
-cache stays on the device; that path needs graphs exported for CUDA and has not been run on a GPU yet.
+cache stays on the device. No GPU has run that path yet: to our knowledge the CUDA provider has no fp32
+GroupQueryAttention, so ar_step may be refused there. A graph whose arithmetic would land on the CPU is refused,
+never run there silently.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,7 @@ import numpy as np
 
 from ..engine import Array, Engine, EngineInfo, KVCache
 from ..errors import BundleError, BundleMismatch, EngineError, MissingDependency
-from ..spec import GRAPHS, GraphSpec, TensorSpec
+from ..spec import GRAPHS, Dims, GraphSpec, TensorSpec
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -24,28 +27,41 @@ if TYPE_CHECKING:
 THREADS_VARIABLE = "TORTOISE_RT_THREADS"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "int32": "tensor(int32)"}
+_DEVICE = re.compile(r"(cpu|cuda)(?::([0-9]{1,3}))?")
+#: what ONNX Runtime may keep on the CPU beside a GPU: arithmetic on shapes and indices
+_SHAPE_OPS = frozenset(
+    {"Cast", "Concat", "Gather", "Identity", "Range", "Shape", "Slice", "Squeeze", "Unsqueeze"}
+)
+_SHAPE_OPS |= {"Add", "Clip", "Div", "Mul", "Neg", "Sub"}
 
 
 def open_bundle(bundle: Bundle, device: str = "auto") -> OnnxEngine:
     """An engine over a bundle's graphs; "auto" is the device it was exported for.
 
-    Raises BundleMismatch when the bundle was made for another device, backend or a newer ONNX Runtime.
+    An fp32 bundle made for the CPU can be opened on "cuda" or "cuda:N" as well, when that is named. Raises
+    EngineError for a device that is unknown or that the installed ONNX Runtime does not offer, BundleMismatch
+    when the bundle was made for another device, backend or a newer ONNX Runtime.
     """
     manifest, target = bundle.manifest, bundle.manifest["target"]
-    if target.get("backend") != "onnx":
+    if device != "auto":
+        _parse_device(device)
+    if target["backend"] != "onnx":
         raise BundleMismatch(
-            f"{bundle.folder} was exported for {target.get('backend')}; this is the onnx backend. "
+            f"{bundle.folder} was exported for {target['backend']}; this is the onnx backend. "
             "Export one for it: tortoise-rt export --target cpu"
         )
-    made_for = str(target.get("device"))
+    made_for = target["device"]
+    if not _DEVICE.fullmatch(made_for):
+        raise BundleMismatch(f"{bundle.folder} was exported for {made_for}, which this version cannot run")
     wanted = made_for if device == "auto" else device
-    kind = wanted.partition(":")[0]
-    if kind != made_for.partition(":")[0]:
+    kinds = _parse_device(made_for)[0], _parse_device(wanted)[0]
+    portable = kinds == ("cpu", "cuda") and set(manifest["precision"].values()) <= {"fp32"}
+    if kinds[0] != kinds[1] and not portable:
         raise BundleMismatch(
             f"{bundle.folder} was exported for {made_for}; the device asked for is {wanted}. "
-            f"Export one for it: tortoise-rt export --target {kind}"
+            f"Export one for it: tortoise-rt export --target {kinds[1]}"
         )
-    _check_version(bundle.folder, str(target.get("requires", {}).get("onnxruntime", "0")))
+    _check_version(bundle.folder, target.get("requires", {}).get("onnxruntime", "0"))
     info = EngineInfo(
         backend="onnx",
         device=wanted,
@@ -58,7 +74,15 @@ def open_bundle(bundle: Bundle, device: str = "auto") -> OnnxEngine:
         fingerprint=manifest["model"].get("fingerprint", ""),
         precision=manifest["precision"],
     )
-    return OnnxEngine(bundle.folder, info, bundle.graphs, wanted)
+    return OnnxEngine(bundle.folder, info, bundle.graphs, wanted, bundle.check_unchanged)
+
+
+def _parse_device(device: str) -> tuple[str, int]:
+    """-> "cpu" or "cuda", and which one; raises EngineError for any other name."""
+    match = _DEVICE.fullmatch(device)
+    if not match or (match[1] == "cpu" and match[2]):
+        raise EngineError(f"the onnx backend has no device {device!r}. Use cpu, cuda or cuda:N")
+    return match[1], int(match[2] or 0)
 
 
 def _onnxruntime() -> Any:
@@ -79,7 +103,7 @@ def _check_version(folder: Path, required: str) -> None:
 
 
 def _version_tuple(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+    return tuple(int(part) for part in re.findall("[0-9]+", text)[:2])
 
 
 def thread_count() -> int:
@@ -100,18 +124,24 @@ def thread_count() -> int:
 class OnnxEngine(Engine):
     """Runs graphs from the files of one folder. Safe to call from several threads."""
 
-    def __init__(self, folder: Path, info: EngineInfo, files: Mapping[str, str], device: str = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        info: EngineInfo,
+        files: Mapping[str, str],
+        device: str = "cpu",
+        check_files: Callable[[], None] = lambda: None,
+    ) -> None:
         """files: graph -> model file in ``folder``; device: "cpu", "cuda" or "cuda:N".
 
-        Raises MissingDependency without ONNX Runtime, EngineError for a device it does not offer.
+        ``check_files`` is called before and after files are read and raises when they are no longer what they
+        were. Raises MissingDependency without ONNX Runtime, EngineError for a device it does not offer.
         """
         self.info = info
         self._folder = folder
         self._files = files
-        self._kind, _, number = device.partition(":")
-        if self._kind not in PROVIDERS or not (number or "0").isdigit():
-            raise EngineError(f"the onnx backend has no device {device!r}. Use cpu, cuda or cuda:N")
-        self._number = int(number or 0)
+        self._check_files = check_files
+        self._kind, self._number = _parse_device(device)
         self._runtime = _onnxruntime()
         self._provider = PROVIDERS[self._kind]
         self._threads = thread_count()
@@ -136,21 +166,27 @@ class OnnxEngine(Engine):
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
-        provider_options = {"device_id": str(self._number)} if self._kind == "cuda" else {}
+        provider_options: dict[str, str] = {}
+        if self._kind == "cuda":
+            provider_options = {"device_id": str(self._number), "use_tf32": "0"}
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         path = self._folder / self._files[graph]
+        self._check_files()
         try:
             session = self._runtime.InferenceSession(
                 str(path), options, providers=[self._provider], provider_options=[provider_options]
             )
         except Exception as error:  # ONNX Runtime's exceptions share no base class
+            if self._kind != "cpu":
+                raise EngineError(
+                    f'graph "{graph}" cannot run on {self._kind}:{self._number}: {_first_line(error)}'
+                ) from None
             raise BundleError(
                 f"{path} cannot be loaded: {_first_line(error)}. Export the bundle again"
             ) from None
-        active = session.get_providers()
-        # The library falls back to the CPU with no more than a line on stderr.
-        if active[0] != self._provider:
-            raise EngineError(f'graph "{graph}" wants {self._provider}, but ONNX Runtime chose {active[0]}')
-        _check_signature(path, GRAPHS[graph], session)
+        self._check_files()
+        _check_provider(graph, self._provider, session)
+        _check_signature(path, GRAPHS[graph], session, self.dims)
         return session
 
     def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
@@ -182,7 +218,12 @@ class OnnxEngine(Engine):
         return shape[1], shape[3]
 
     def _to_device(self, array: Array) -> Any:
-        return self._runtime.OrtValue.ortvalue_from_numpy(array, self._kind, self._number)
+        try:
+            return self._runtime.OrtValue.ortvalue_from_numpy(array, self._kind, self._number)
+        except Exception as error:
+            raise EngineError(
+                f"no cache of {array.nbytes} bytes on {self._kind}:{self._number}: {_first_line(error)}"
+            ) from None
 
     def _take_rows(self, cache: KVCache, rows: Array, capacity: int) -> Any:
         filled = int(cache.lengths[rows].max())
@@ -222,20 +263,21 @@ class OnnxEngine(Engine):
     ) -> tuple[Array, Array]:
         """One run of ar_step with the cache bound in place; state as from ``_new_cache``, or one row of it."""
         rows, codes = inputs["codes"].shape
-        binding = self.session("ar_step").io_binding()
-        for name, array in inputs.items():
-            binding.bind_cpu_input(name, array)
-        binding.bind_cpu_input("cache_lengths", lengths.astype(np.int32))
-        binding.bind_cpu_input("total_length", np.array(lengths.max() + new, np.int32))
+        session = self.session("ar_step")
         logits = np.empty((rows, self.dims["ar.mel_codes"]), np.float32)
         latents = np.empty((rows, codes, self.dims["ar.dim"]), np.float32)
-        for name, array in (("logits", logits), ("latents", latents)):
-            binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-        for layer in range(self.dims["ar.layers"]):
-            for part, kind in enumerate(("key", "value")):
-                self._bind_in_place(binding, f"{kind}_{layer}", state[2 * layer + part])
         try:
-            self.session("ar_step").run_with_iobinding(binding)
+            binding = session.io_binding()
+            for name, array in inputs.items():
+                binding.bind_cpu_input(name, array)
+            binding.bind_cpu_input("cache_lengths", lengths.astype(np.int32))
+            binding.bind_cpu_input("total_length", np.array(lengths.max() + new, np.int32))
+            for name, array in (("logits", logits), ("latents", latents)):
+                binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+            for layer in range(self.dims["ar.layers"]):
+                for part, kind in enumerate(("key", "value")):
+                    self._bind_in_place(binding, f"{kind}_{layer}", state[2 * layer + part])
+            session.run_with_iobinding(binding)
         except Exception as error:
             raise _failure("ar_step", inputs, error) from None
         return logits, latents
@@ -250,28 +292,67 @@ class OnnxEngine(Engine):
             binding.bind_ortvalue_output(f"new_{name}", tensor)
 
 
-def _check_signature(path: Path, spec: GraphSpec, session: Any) -> None:
-    """Raise a BundleError unless the model's inputs and outputs are those of the spec (a cache may come on top)."""
+def _check_provider(graph: str, provider: str, session: Any) -> None:
+    """Raise an EngineError if the session computes anything but shapes elsewhere than on ``provider``."""
+    # The library falls back to the CPU with no more than a line on stderr, for sessions, nodes and single runs.
+    session.disable_fallback()
+    if (active := session.get_providers()[0]) != provider:
+        raise EngineError(f'graph "{graph}" wants {provider}, but ONNX Runtime chose {active}')
+    if provider == PROVIDERS["cpu"]:
+        return
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        raise EngineError(
+            f"this ONNX Runtime cannot tell what it runs on {provider}: pip install -U onnxruntime-gpu"
+        )
+    elsewhere = {
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        for node in part.get_nodes()
+        if part.ep_name != provider and node.op_type not in _SHAPE_OPS
+    }
+    if elsewhere:
+        raise EngineError(
+            f'graph "{graph}": {provider} has no {", ".join(sorted(elsewhere))} for it, so that it would run on '
+            "the CPU in part. Use --device cpu"
+        )
+
+
+def _check_signature(path: Path, spec: GraphSpec, session: Any, dims: Dims) -> None:
+    """Raise a BundleError unless the model's inputs and outputs are those of the spec, with the sizes in ``dims``."""
+    cache, new_cache = _cache_tensors(session, dims) if spec.stateful else ((), ())
 
     def check(role: str, wanted: tuple[TensorSpec, ...], found: Any) -> None:
         by_name = {value.name: value for value in found}
-        missing = [t.name for t in wanted if t.name not in by_name]
-        extra = [] if spec.stateful else sorted(set(by_name) - {t.name for t in wanted})
-        if missing or extra:
+        if set(by_name) != {t.name for t in wanted}:
             raise BundleError(
                 f'{path}: {role}s {sorted(by_name)} are not those of graph "{spec.name}", '
                 f"{[t.name for t in wanted]}. Export the bundle again"
             )
         for tensor in wanted:
             value = by_name[tensor.name]
-            if value.type != _ONNX_TYPES[tensor.dtype] or len(value.shape) != len(tensor.dims):
+            # a free dimension must be free in the model too
+            sizes = [d if isinstance(d, int) else dims.get(d) for d in tensor.dims]
+            declared = [d if isinstance(d, int) else None for d in value.shape]
+            if value.type != _ONNX_TYPES[tensor.dtype] or declared != sizes:
                 raise BundleError(
-                    f"{path}: {role} {tensor.name} is {value.type} {value.shape} where {tensor.dtype} {tensor.dims} "
-                    "is needed. Export the bundle again"
+                    f"{path}: {role} {tensor.name} is {value.type} {value.shape} where {tensor.dtype} {tensor.dims}, "
+                    f"{sizes}, is needed. Export the bundle again"
                 )
 
-    check("input", spec.inputs, session.get_inputs())
-    check("output", spec.outputs, session.get_outputs())
+    check("input", spec.inputs + cache, session.get_inputs())
+    check("output", spec.outputs + new_cache, session.get_outputs())
+
+
+def _cache_tensors(session: Any, dims: Dims) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """What ar_step takes and gives beside its spec; the head size is the model's own, as heads may be padded."""
+    sizes = [i.shape[3] for i in session.get_inputs() if i.name == "key_0" and len(i.shape) == 4]
+    head = sizes[0] if sizes and isinstance(sizes[0], int) else 0
+    names = [f"{kind}_{layer}" for layer in range(dims["ar.layers"]) for kind in ("key", "value")]
+    shape = ("rows", dims["ar.heads"], "capacity", head)
+    past = [TensorSpec(name, "float32", shape) for name in names]
+    present = [TensorSpec(f"new_{name}", "float32", shape) for name in names]
+    lengths = [TensorSpec("cache_lengths", "int32", ("rows",)), TensorSpec("total_length", "int32", ())]
+    return (*lengths, *past), tuple(present)
 
 
 def _failure(graph: str, inputs: Mapping[str, Array], error: Exception) -> EngineError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,12 @@ BUILD_PACKAGES = ("torch", "onnx", "onnxruntime")
     help="Folder with autoregressive.pth and the others, and tokenizer.json.",
 )
 @click.option(
+    "--tokenizer",
+    type=FOLDER,
+    metavar="FILE",
+    help="The model's tokenizer.json. [default: beside the checkpoints, else that of an installed tortoise-tts package]",
+)
+@click.option(
     "--target", default="cpu", show_default=True, metavar="NAME", help="What the bundle runs on: cpu."
 )
 @click.option(
@@ -38,8 +45,11 @@ BUILD_PACKAGES = ("torch", "onnx", "onnxruntime")
 )
 @click.option("--no-check", is_flag=True, help="Skip the comparison of every graph with PyTorch.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.pass_context
 def export(
+    ctx: click.Context,
     checkpoints: Path,
+    tokenizer: Path | None,
     target: str,
     output: Path | None,
     force: bool,
@@ -48,6 +58,8 @@ def export(
     quiet: bool,
 ) -> None:
     """Turn checkpoints into an engine bundle: one folder that runs without PyTorch.
+
+    Exits with 1 when a graph does not compute what PyTorch does; nothing is then written.
 
     \b
     tortoise-rt export --checkpoints models/ -o bundle
@@ -59,9 +71,17 @@ def export(
         raise EngineError(f'the export target "{target}" {why}. {suggest(target, TARGETS)}')
     try:
         from tortoise_rt.export.bundle import default_output, export_bundle
+        from tortoise_rt.export.parity import ExportError
     except ImportError as error:
         raise missing_build_package(error, "exporting") from error
 
+    tokenizer = find_tokenizer(checkpoints, tokenizer)
+    if tokenizer is None:
+        click.echo(
+            f"Warning: there is no tokenizer.json in {checkpoints}, so the bundle will have none: "
+            "say will need --tokenizer FILE, or name the file here",
+            err=True,
+        )
     if output is None:
         output = default_output(checkpoints, target)
         try:
@@ -70,15 +90,37 @@ def export(
             raise OutputError(
                 f"cannot make the cache folder {output.parent} ({error}): name one with -o"
             ) from error
-    with Bar(not quiet) as bar:
-        bundle, report = export_bundle(
-            checkpoints, output, name=name, force=force, check=not no_check, progress=bar
-        )
+    try:
+        with Bar(not quiet) as bar:
+            bundle, report = export_bundle(
+                checkpoints,
+                output,
+                name=name,
+                force=force,
+                check=not no_check,
+                tokenizer=tokenizer,
+                progress=bar,
+            )
+    except ExportError as error:
+        if failed := error.report:
+            click.echo(parity_table(failed))
+        click.echo(f"Error: {error}", err=True)
+        ctx.exit(1)
     if quiet:
         return
-    click.echo(parity_table(report) if report else "Not compared with PyTorch (--no-check).")
+    click.echo(parity_table(report) if report else "Not compared: --no-check was given.")
     click.echo(f"{bundle.folder}: {len(bundle.graphs)} graphs, {megabytes(bundle.manifest['files']):.1f} MB")
     click.echo(f'Next: tortoise-rt say --engine {bundle.folder} "Hello there."')
+
+
+def find_tokenizer(checkpoints: Path, chosen: Path | None) -> Path | None:
+    """The tokenizer.json that goes into the bundle; TextError when one is named that is none."""
+    from ..text import Tokenizer, find_reference_tokenizer
+
+    if chosen is not None:
+        return Tokenizer(chosen).path
+    beside = checkpoints / "tokenizer.json"
+    return beside if beside.is_file() else find_reference_tokenizer()
 
 
 def missing_build_package(error: ImportError, purpose: str) -> Exception:
@@ -92,7 +134,7 @@ def missing_build_package(error: ImportError, purpose: str) -> Exception:
     )
 
 
-def parity_table(report: list[GraphParity]) -> str:
+def parity_table(report: Iterable[GraphParity]) -> str:
     """The largest error of each graph beside its bound."""
     rows = [("graph", "precision", "error", "bound", "ok")]
     rows += [

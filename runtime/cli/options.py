@@ -12,7 +12,6 @@ import click
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..text import Tokenizer
     from ..voice import Voice
 
 FOLDER = click.Path(path_type=Path)
@@ -104,18 +103,10 @@ def open_chosen(
     return opened
 
 
-def find_tokenizer(engine: Engine, path: Path | None, basic: bool) -> Tokenizer | None:
-    """The tokenizer in ``path``, else the engine's, else None."""
-    from ..text import Tokenizer
-
-    chosen = path or engine.info.tokenizer
-    return None if chosen is None else Tokenizer(chosen, basic)
-
-
 def pool_clips(sources: tuple[str, ...], voice_dirs: tuple[Path, ...]) -> Voice:
     """The clips of clips, folders and named voices together."""
     from ..errors import VoiceError
-    from ..voice import Voice, load_voice
+    from ..voice import Voice, check_amount, load_voice
 
     clips: list[Any] = []
     names = []
@@ -125,4 +116,5 @@ def pool_clips(sources: tuple[str, ...], voice_dirs: tuple[Path, ...]) -> Voice:
             raise VoiceError(f'"{source}" has no clips: latents are computed from clips')
         clips += voice.clips
         names.append(voice.name)
+        check_amount(clips, "the voice")
     return Voice("&".join(names), clips=tuple(clips))

@@ -11,149 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import DECODERS, KV_POSITIONS, PRESETS, SAMPLERS
 from ..errors import OutputError, TextError
 from . import options
 from .progress import Bar
+from .settings import settings_options
 
 if TYPE_CHECKING:
     from ..pipeline import Result
 
 
 MAX_TEXT_BYTES = 1 << 20  #: read from standard input; far above what one clip can say
-
-
-def _number(*names: str, kind: type, metavar: str, help: str) -> Any:
-    return click.option(*names, type=kind, metavar=metavar, help=help)
-
-
-_choose = click.Choice
-settings_options = options.apply(
-    [
-        click.option(
-            "--preset",
-            type=_choose(list(PRESETS)),
-            help="Samples and diffusion steps: 16 and 30 without guidance (ultra_fast), 96 and 80 (fast), 256 and 200 "
-            "(standard), 256 and 400 (high_quality). Options below override it. [default: the engine's, else fast]",
-        ),
-        click.option(
-            "--decoder",
-            type=_choose(DECODERS),
-            help="From codes to sound: diffusion (best) or hifigan (fast). [default: the engine's, else diffusion]",
-        ),
-        _number(
-            "--candidates",
-            "k",
-            kind=int,
-            metavar="K",
-            help="Clips to return, best first; for K > 1 they are NAME_0.wav, NAME_1.wav, ... [default: 1]",
-        ),
-        _number(
-            "--samples",
-            "num_autoregressive_samples",
-            kind=int,
-            metavar="N",
-            help="How often the text is spoken in codes, the best being kept; 1 to 4096. More is better and slower.",
-        ),
-        _number(
-            "--temperature",
-            kind=float,
-            metavar="X",
-            help="Variety of the speech; above 0. Low is even, high is lively and risky. [default: 0.8]",
-        ),
-        _number(
-            "--top-p",
-            kind=float,
-            metavar="P",
-            help="Draw from the most likely codes that together have this probability; above 0, at most 1. [default: 0.8]",
-        ),
-        _number(
-            "--top-k",
-            kind=int,
-            metavar="K",
-            help="Draw from the K most likely codes; 0 for all. [default: 50]",
-        ),
-        _number(
-            "--repetition-penalty",
-            kind=float,
-            metavar="X",
-            help="Above 1: discourages codes already used (stutter, long silence). [default: 2.0]",
-        ),
-        _number(
-            "--length-penalty",
-            kind=float,
-            metavar="X",
-            help="Accepted as in TorToiSe, where it has no effect when codes are drawn. [default: 1.0]",
-        ),
-        click.option(
-            "--typical/--no-typical",
-            "typical_sampling",
-            default=None,
-            help="Locally typical sampling. [default: off]",
-        ),
-        _number(
-            "--typical-mass",
-            kind=float,
-            metavar="P",
-            help="Its probability; above 0, at most 1. [default: 0.9]",
-        ),
-        click.option(
-            "--greedy",
-            is_flag=True,
-            default=None,
-            help="Always the most likely code: nothing is drawn in this stage.",
-        ),
-        _number(
-            "--max-mel-tokens",
-            kind=int,
-            metavar="N",
-            help="Longest clip in codes of 46 ms. [default: 500, or what the model has room for]",
-        ),
-        _number(
-            "--cvvp-amount",
-            kind=float,
-            metavar="X",
-            help="Rank samples by likeness to the voice (1), to the text (0) or both; needs clips. [default: 0]",
-        ),
-        _number(
-            "--diffusion-iterations",
-            kind=int,
-            metavar="N",
-            help="Denoising steps, 1 to 4000; above 250 little is gained.",
-        ),
-        click.option(
-            "--sampler",
-            type=_choose(SAMPLERS),
-            help="Denoising rule: ancestral (TorToiSe's) or ddim (good with few steps). [default: ancestral]",
-        ),
-        _number("--eta", kind=float, metavar="X", help="ddim only: its noise, 0 to 1. [default: 0]"),
-        click.option(
-            "--cond-free/--no-cond-free",
-            default=None,
-            help="Guidance: a second, unconditioned pass in every step. Better and twice as slow. [default: on]",
-        ),
-        _number(
-            "--cond-free-k", kind=float, metavar="X", help="Strength of guidance; 0 or more. [default: 2.0]"
-        ),
-        _number(
-            "--diffusion-temperature",
-            kind=float,
-            metavar="X",
-            help="Noise that diffusion starts from, 0 to 1; less is smoother and duller. [default: 1.0]",
-        ),
-        _number(
-            "--batch-rows",
-            kind=int,
-            metavar="N",
-            help="Samples drawn at once; bounds memory, changes no result. [default: 16]",
-        ),
-        click.option(
-            "--kv-positions",
-            type=_choose(KV_POSITIONS),
-            help="upstream reproduces a position fault of TorToiSe's cache, for comparison. [default: trained]",
-        ),
-    ]
-)
 
 
 @click.command()
@@ -183,7 +50,7 @@ settings_options = options.apply(
     "--tokenizer",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="tokenizer.json. [default: the engine's]",
+    help="tokenizer.json. [default: the engine's, else that of an installed tortoise-tts package]",
 )
 @click.option(
     "--basic-cleaners", is_flag=True, help="Only lower-case the text: for models of other languages."
@@ -229,21 +96,29 @@ def say(
     check_output(output)
 
     from ..audio import write_wav
-    from ..defaults import DEFAULT_PRESET, default_voice, settings_for
+    from ..defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for
     from ..pipeline import Pipeline, check_seed
     from ..rng import fresh_seed
-    from ..tts import check_brackets
-    from ..voice import load_voice
+    from ..text import Tokenizer
+    from ..tts import check_brackets, choose_tokenizer
+    from ..voice import check_folders, load_voice
 
+    # Whatever can be wrong without an engine is found out before one is read, which may take minutes.
     check_brackets(words, redaction=not no_redaction)
     seed = fresh_seed() if seed is None else check_seed(seed)
+    check_settings(preset, **settings)
+    check_folders(voice_dirs)
+    speaker = None if voice is None else load_voice(voice, voice_dirs)
+    if tokenizer is not None:
+        Tokenizer(tokenizer)
     start = time.perf_counter()
     opened = options.open_chosen(engine, checkpoints, backend, device, quiet)
     load_seconds = time.perf_counter() - start
     chosen = settings_for(opened, preset, DEFAULT_PRESET, **settings)
     paths = clip_paths(output, chosen.candidates)
-    pipeline = Pipeline(opened, options.find_tokenizer(opened, tokenizer, basic_cleaners))
-    speaker = load_voice(voice or default_voice(opened), voice_dirs)
+    pipeline = Pipeline(opened, choose_tokenizer(opened, tokenizer, basic_cleaners))
+    if voice is None:
+        speaker = load_voice(default_voice(opened), voice_dirs, paths=False)
     start = time.perf_counter()
     with Bar(not quiet) as bar:
         result = pipeline.synthesize(words, speaker, chosen, seed, bar)

@@ -6,8 +6,7 @@ As there, presets differ in nothing that one sample and this decoder use. Unlike
 
 from __future__ import annotations
 
-from ..config import PRESETS
-from ..errors import SettingsError, suggest
+from ..config import PRESETS, check_choice
 from .api import classify_audio_clip
 from .base import DEFAULT_MODELS_DIR, MODELS_DIR, ReferenceClass, code_limit
 
@@ -33,8 +32,7 @@ class TextToSpeech(ReferenceClass):
 
     def tts_with_preset(self, text, preset="fast", **kwargs):
         """Yields what :meth:`tts` gives, (1, samples) at a time; settings of the diffusion decoder are ignored."""
-        if preset not in PRESETS:
-            raise SettingsError(f"unknown preset {preset!r}. {suggest(str(preset), PRESETS)}")
+        check_choice("preset", preset, PRESETS)
         yield from self.tts(text, **{name: value for name, value in kwargs.items() if name not in _UNUSED})
 
     def tts_stream(
@@ -69,6 +67,7 @@ class TextToSpeech(ReferenceClass):
             verbose,
             use_deterministic_seed,
             stream_chunk_size,
+            k=k,
             temperature=temperature,
             length_penalty=length_penalty,
             repetition_penalty=repetition_penalty,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..rng import fresh_seed
 from ..spec import CHECKPOINT_FILES
-from ..tts import TextToSpeech
+from ..tts import TextToSpeech, check_path
 
 DEFAULT_MODELS_DIR = os.path.join(os.path.expanduser("~"), ".cache", "tortoise", "models")
 MODELS_DIR = os.environ.get("TORTOISE_MODELS_DIR", DEFAULT_MODELS_DIR)
@@ -16,7 +16,8 @@ _SNAPSHOTS = "models--*--tortoise-tts*/snapshots/*"  # as huggingface_hub lays o
 
 def models_folder(models_dir: str | Path) -> Path:
     """The folder with the checkpoints: ``models_dir``, or the newest download of the reference in it."""
-    folder = Path(models_dir).expanduser()
+    check_path("models_dir", models_dir)
+    folder = Path(models_dir or MODELS_DIR).expanduser()
     if any((folder / file).is_file() for file in CHECKPOINT_FILES.values()):
         return folder
     snapshots = [s for s in folder.glob(_SNAPSHOTS) if (s / CHECKPOINT_FILES["autoregressive"]).is_file()]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tortoise_rt.autoregressive import code_latents, prefill, sample_codes, text_row
+from tortoise_rt.autoregressive import code_latents, prefill, text_row
 from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Array
 from tortoise_rt.pipeline import mean_latent, voice_mels
@@ -14,8 +14,8 @@ from tortoise_rt.sampling import draw
 from tortoise_rt.vocoder import hifigan
 
 from .autoregressive import UPSTREAM
-from .randomness import Recorded
 from .recording import Check, Recording, Subject
+from .sampling import ANY_CODE, replay_draws
 from .whole import check_text, read_clips
 
 FIRST_CHUNK_CODES = 60  #: the reference waits for so many before its first chunk
@@ -35,10 +35,9 @@ def check_runs(recording: Recording, subject: Subject) -> None:
         if f"{name}_codes" not in recording:
             recording.compare(f"{name}_codes", ())
             continue
-        limit = recording[f"{name}_codes"].shape[1]
-        settings = ARSettings(samples=1, max_mel_tokens=limit, kv_positions=positions)
-        rand = Recorded([recording[f"{name}_u"][:, 0]])
-        codes = sample_codes(subject.engine, voice, text, settings, rand)
+        ids, u = recording[f"{name}_codes"], recording[f"{name}_u"]
+        settings = ARSettings(samples=1, max_mel_tokens=ids.shape[1], kv_positions=positions)
+        codes = replay_draws(subject, voice, text, ids, u, settings)
         recording.compare(f"{name}_codes", codes)
         (latents,) = code_latents(subject.engine, voice, text, list(codes))
         recording.compare(f"{name}_wav", hifigan(subject.engine, latents, voice)[:, None])
@@ -56,7 +55,7 @@ def draw_stream(subject: Subject, voice: Array, text: Array, uniforms: Array) ->
     for step, u in enumerate(uniforms):
         suppressed = logits[0].copy()
         suppressed[stop] = -np.inf
-        code = draw(suppressed, seen, u, start, settings)
+        code = draw(suppressed, seen, u, ANY_CODE, settings)
         seen[code] = True
         yield code, latent
         if step + 1 < len(uniforms):

@@ -118,7 +118,7 @@ class Recording:
         """The n for which every n-th of ``length`` entries are the recorded ones; the documented one if several do."""
         kept = np.shape(self[name])[axis]
         fitting = [n for n in range(1, length + 1) if -(-length // n) == kept]
-        stated = self.documented(name, r"every (\d+)")
+        stated = self.documented(name, r"every (\d+)") + self.documented(name, r"steps 0,(\d+),")
         return next(iter([n for n in fitting if n in stated] + fitting), 1)
 
     def compare(

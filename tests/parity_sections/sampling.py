@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from tortoise_rt.autoregressive import sample_codes
+from tortoise_rt.autoregressive import sample_codes, stopped_length
 from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Array
-from tortoise_rt.sampling import distribution, penalize
+from tortoise_rt.sampling import distribution, draw, penalize
 
 from .autoregressive import TRAINED, UPSTREAM, forced_logits, padded_text_row
 from .randomness import Recorded
 from .recording import Check, Recording, Subject, count_unequal, largest_difference
+
+ANY_CODE = -1  #: no code is forbidden: the reference may draw the start code too
 
 #: what the reference passes, for every name a recording has
 FILTERS: dict[str, dict[str, Any]] = {
@@ -66,6 +68,33 @@ def seen_codes(history: Array, vocabulary: int) -> Array:
     return seen
 
 
+def replay_draws(
+    subject: Subject, voice: Array, text: Array, ids: Array, u: Array, settings: ARSettings
+) -> Array:
+    """The codes (rows, steps) that u (steps, rows) draws where the reference drew ``ids``.
+
+    Ours never draws the start code. Where the reference did, each draw is made from the recorded codes before it.
+    """
+    engine = subject.engine
+    if engine.dims["ar.start_code"] not in ids:
+        return sample_codes(engine, voice, text, settings, Recorded(list(u.T)))
+    logits, _ = forced_logits(engine, voice, text, ids[:, :-1], first_position(settings))
+    own = np.full(ids.shape, engine.dims["ar.stop_code"])
+    for row, drawn in enumerate(ids):
+        seen = seen_so_far(drawn, engine.dims)
+        for step in range(stopped_length(drawn, engine.dims["ar.stop_code"])):
+            if settings.greedy:
+                own[row, step] = penalize(logits[step, row], seen[step], settings.repetition_penalty).argmax()
+            else:
+                own[row, step] = draw(logits[step, row], seen[step], u[step, row], ANY_CODE, settings)
+    return own
+
+
+def first_position(settings: ARSettings) -> int:
+    """The position of a sample's first code."""
+    return UPSTREAM if settings.kv_positions == "upstream" else TRAINED
+
+
 def check_greedy(recording: Recording, subject: Subject) -> None:
     engine = subject.engine
     voice, text = recording["cond_latent"], padded_text_row(recording["text"], engine)
@@ -78,10 +107,10 @@ def check_greedy(recording: Recording, subject: Subject) -> None:
             max_mel_tokens=ids.shape[1],
             kv_positions="upstream" if match[1] == "cached" else "trained",
         )
-        recording.compare(match[0], sample_codes(engine, voice, text, settings, Recorded()))
+        own = replay_draws(subject, voice, text, ids, np.zeros(ids.T.shape), settings)
+        recording.compare(match[0], own)
         if f"{match[0]}_margin" in recording:
-            position = UPSTREAM if match[1] == "cached" else TRAINED
-            logits, _ = forced_logits(engine, voice, text, ids[:, :-1], position)
+            logits, _ = forced_logits(engine, voice, text, ids[:, :-1], first_position(settings))
             steps = zip(logits[:, 0], seen_so_far(ids[0], engine.dims), strict=True)
             margins = [second_best_margin(scores, seen, settings) for scores, seen in steps]
             recording.compare(f"{match[0]}_margin", np.array(margins))
@@ -116,8 +145,7 @@ def draw_margins(
 
     As in the reference, rows that have stopped are fed stop codes, and their draws are made and discarded.
     """
-    position = UPSTREAM if settings.kv_positions == "upstream" else TRAINED
-    logits, _ = forced_logits(subject.engine, voice, text, ids[:, :-1], position)
+    logits, _ = forced_logits(subject.engine, voice, text, ids[:, :-1], first_position(settings))
     margins = np.zeros(u.shape)
     for row in range(len(ids)):
         seen = seen_so_far(ids[row], subject.engine.dims)
@@ -136,8 +164,7 @@ def check_samples(recording: Recording, subject: Subject) -> None:
         settings = ARSettings(
             samples=len(ids), max_mel_tokens=ids.shape[1], kv_positions="upstream", **changes
         )
-        own = sample_codes(subject.engine, voice, text, settings, Recorded(list(u.T)))
-        recording.compare(f"sample_{name}_ids", own)
+        recording.compare(f"sample_{name}_ids", replay_draws(subject, voice, text, ids, u, settings))
         margins = draw_margins(subject, voice, text, ids, u, settings)
         recording.compare(f"sample_{name}_margin", margins, measure=largest_difference)
 

@@ -63,6 +63,8 @@ def run_settings(recording: Recording, run: str) -> Settings:
         "max_mel_tokens": codes.shape[1],
         "kv_positions": "upstream",
     }
+    if f"{run}_rlg_auto_noise" in recording:  # no clips: the reference then leaves CVVP out, ours objects
+        arguments["cvvp_amount"] = 0
     return make_settings(**arguments)
 
 
@@ -92,9 +94,9 @@ def check_run(recording: Recording, subject: Subject, run: str) -> None:
     fixed = fix_codes(result.codes, result.stop_code)
     recording.compare(f"{run}_codes_raw", result.codes)
     recording.compare(f"{run}_codes_fixed", fixed)
-    # The recorded scores are CLVP's even where the ranking mixes in CVVP's.
-    mixed = settings.cvvp_amount > 0
-    recording.compare(f"{run}_clvp", clvp_scores(engine, ids, fixed) if mixed else result.scores)
+    # The recorded scores are CLVP's even where the ranking mixes in CVVP's, or where a lone sample is not ranked.
+    by_text = settings.cvvp_amount == 0 and len(fixed) > 1
+    recording.compare(f"{run}_clvp", result.scores if by_text else clvp_scores(engine, ids, fixed))
     recording.compare(f"{run}_auto_cond", result.voice.auto)
 
     text = text_row(ids, engine.dims)
