@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import numbers
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,18 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from . import autoregressive, diffusion, ranking, vocoder
-from .audio import conditioning_clip, diffusion_clip
+from . import autoregressive, conditioning, diffusion, ranking, vocoder
 from .config import Settings
 from .engine import Array, Engine
-from .errors import EngineError, SettingsError, TextError, VoiceError
-from .mel import ar_mel, univnet_mel
+from .errors import EngineError, SettingsError, TextError
 from .rng import MAX_SEED, Philox, Randomness
 from .spec import SAMPLE_RATE
 from .text import Tokenizer
 from .voice import Voice, VoiceLatents
-
-log = logging.getLogger("tortoise_rt")
 
 #: called with (stage, done, total): "sampling", "ranking", "latents", "diffusion", "vocoder"
 Progress = Callable[[str, int, int], None]
@@ -76,31 +71,13 @@ class Pipeline:
             )
         return self.tokenizer.encode(text) if self.tokenizer.clean(text).strip() else []
 
-    def voice_latents(
-        self, clips: Sequence[Array], decoder: str | None = None, mels: Array | None = None
-    ) -> VoiceLatents:
-        """Clips (samples,) at 22.05 kHz -> the latents of their common voice.
+    def voice_latents(self, clips: Sequence[Array]) -> VoiceLatents:
+        """Clips (samples,) at 22.05 kHz -> the latents of their common voice."""
+        return conditioning.clip_latents(self.engine, clips)
 
-        For the hifigan ``decoder`` the diffusion latent is left out. ``mels``: the clips' voice_mels, if known.
-        """
-        if not len(clips):
-            raise VoiceError("a voice needs at least one clip")
-        auto = mean_latent(self.engine, "ar_voice", voice_mels(clips) if mels is None else mels)
-        spoken = None
-        if decoder != "hifigan" and self.engine.has("diffusion_voice"):
-            mels = univnet_mel(np.stack([diffusion_clip(clip) for clip in clips]))
-            spoken = mean_latent(self.engine, "diffusion_voice", mels)
-        return VoiceLatents(auto, spoken, self.engine.info.fingerprint)
-
-    def random_latents(self, rand: Randomness, decoder: str | None = None) -> VoiceLatents:
-        """The latents of a voice that does not exist; without a diffusion latent for the hifigan ``decoder``."""
-        dims = self.engine.dims
-        (auto,) = self.engine.run("rlg_auto", noise=rand.voice_noise("auto", dims["rlg_auto.dim"]))
-        spoken = None
-        if decoder != "hifigan" and self.engine.has("rlg_diffuser", "diffusion_denoise"):
-            noise = rand.voice_noise("diffusion", dims["rlg_diffuser.dim"])
-            (spoken,) = self.engine.run("rlg_diffuser", noise=noise)
-        return VoiceLatents(auto, spoken, self.engine.info.fingerprint)
+    def random_latents(self, rand: Randomness) -> VoiceLatents:
+        """The latents of a voice that does not exist."""
+        return conditioning.random_latents(self.engine, rand)
 
     def synthesize(
         self,
@@ -119,7 +96,7 @@ class Pipeline:
         autoregressive.code_limit(settings.ar, self.engine.dims)
 
         with timed(seconds, "voice"):
-            latents, clip_mels = self._resolve(voice, settings, rand)
+            latents, clip_mels = conditioning.resolve(self.engine, voice, settings, rand)
         with timed(seconds, "sampling"):
             codes = autoregressive.sample_codes(
                 self.engine, latents.auto, row, settings.ar, rand, lambda *n: progress("sampling", *n)
@@ -213,69 +190,6 @@ class Pipeline:
                 f"use {remedy.get(missing[0], '--decoder hifigan')} or an engine that has it"
             )
 
-    def _resolve(
-        self, voice: Voice | VoiceLatents | None, settings: Settings, rand: Randomness
-    ) -> tuple[VoiceLatents, Array | None]:
-        """-> (latents, mels of the clips where CVVP needs them)."""
-        if voice is None:
-            latents, mels = self.random_latents(rand, settings.decoder), None
-        elif isinstance(voice, VoiceLatents):
-            latents, mels = voice, None
-        elif not isinstance(voice, Voice):
-            raise VoiceError(f"voice must be a Voice, VoiceLatents or None, not {type(voice).__name__}")
-        elif voice.latents is not None:
-            latents, mels = voice.latents, None
-        else:
-            mels = voice_mels(voice.clips)
-            latents = self.voice_latents(voice.clips, settings.decoder, mels)
-        self._check_latents(latents, settings)
-        if settings.cvvp_amount > 0 and settings.ar.samples > settings.candidates:
-            ranking.require_mels(settings.cvvp_amount, mels)
-        return latents, mels
-
-    def _check_latents(self, latents: VoiceLatents, settings: Settings) -> None:
-        """Raise a VoiceError for latents of the wrong sizes; warn about those of another checkpoint."""
-        dims = self.engine.dims
-        if not same_origin(latents.fingerprint, self.engine.info.fingerprint):
-            log.warning(
-                "the voice's latents were made by another checkpoint (%s) than this engine's (%s): "
-                "compute them again from the voice's clips",
-                latents.fingerprint,
-                self.engine.info.fingerprint,
-            )
-        if latents.auto.shape[-1] != dims["ar.dim"]:
-            raise VoiceError(
-                f"the voice's latent has {latents.auto.shape[-1]} values; this model's have {dims['ar.dim']}: "
-                "compute latents with this model from the voice's clips"
-            )
-        if settings.decoder == "diffusion":
-            if latents.diffusion is None:
-                raise VoiceError(
-                    "the voice has no diffusion latent: use --decoder hifigan or the voice's clips"
-                )
-            if latents.diffusion.shape[-1] != dims["diffusion.voice_dim"]:
-                raise VoiceError(
-                    f"the voice's diffusion latent has {latents.diffusion.shape[-1]} values; "
-                    f"this model's have {dims['diffusion.voice_dim']}"
-                )
-
-
-def voice_mels(clips: Sequence[Array]) -> Array:
-    """What the autoregressive voice encoder and CVVP hear of clips: (clips, AR_MELS, frames)."""
-    return ar_mel(np.stack([conditioning_clip(clip) for clip in clips]))
-
-
-def mean_latent(engine: Engine, graph: str, mels: Array) -> Array:
-    """One latent per clip, one clip at a time, averaged -> (1, dim)."""
-    latents = [engine.run(graph, mel=mel[None])[0] for mel in mels]
-    return np.mean(latents, axis=0)
-
-
-def same_origin(one: str, other: str) -> bool:
-    """Whether two fingerprints (``network=digits,...``) agree on every network that both name."""
-    first, second = (dict(part.split("=", 1) for part in f.split(",") if "=" in part) for f in (one, other))
-    return all(first[network] == second[network] for network in first.keys() & second.keys())
-
 
 def check_seed(seed: Any) -> int:
     """``seed`` as an int; raises SettingsError when it is not a whole number or out of range."""
@@ -309,5 +223,5 @@ def _ranking_graphs(settings: Settings) -> list[str]:
 
 
 def _present(latent: Array | None) -> Array:
-    assert latent is not None  # _check_latents saw to it
+    assert latent is not None  # conditioning.check_latents saw to it
     return latent

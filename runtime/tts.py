@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from .audio import check_clip, diffusion_clip
+from .audio import check_clip
 from .backends import open_engine
+from .conditioning import diffusion_mels, voice_mels
 from .config import Settings, check_flag, check_number
 from .defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for
 from .detect import detect
 from .engine import Array, Engine
 from .errors import AudioError, EngineError, SettingsError, TextError, VoiceError
-from .mel import univnet_mel
-from .pipeline import Pipeline, Result, check_seed, voice_mels
+from .pipeline import Pipeline, Result, check_seed
 from .rng import Philox, fresh_seed
 from .spec import CODE_RATE, HOP, SAMPLE_RATE, codes_to_frames
 from .tensors import all_in_kind, any_tensor, in_kind, is_tensor, to_array
@@ -191,8 +191,7 @@ class TextToSpeech:
         latents = self.pipeline.voice_latents(clips)
         arrays = [latents.auto, latents.diffusion]
         if return_mels:
-            spoken = univnet_mel(np.stack([diffusion_clip(clip) for clip in clips]))
-            arrays += [voice_mels(clips)[None], spoken[None]]
+            arrays += [voice_mels(clips)[None], diffusion_mels(clips)[None]]
         return all_in_kind(arrays, any_tensor(voice_samples))
 
     def get_random_conditioning_latents(self, seed: int | None = None) -> tuple[Any, ...]:

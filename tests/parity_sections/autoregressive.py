@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from tortoise_rt.autoregressive import code_latents, text_row
+from tortoise_rt.conditioning import mean_latent
 from tortoise_rt.engine import Array, Engine
-from tortoise_rt.pipeline import mean_latent
 
 from .recording import Check, Recording, Subject, relative_error
 

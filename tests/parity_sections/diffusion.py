@@ -6,10 +6,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from tortoise_rt.conditioning import mean_latent
 from tortoise_rt.config import DiffusionSettings
 from tortoise_rt.diffusion import denoise, frame_index, guidance_scale, make_schedule
 from tortoise_rt.engine import Array
-from tortoise_rt.pipeline import mean_latent
 from tortoise_rt.spec import codes_to_frames
 
 from .randomness import Recorded

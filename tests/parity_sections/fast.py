@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from tortoise_rt.autoregressive import code_latents, prefill, text_row
+from tortoise_rt.conditioning import mean_latent, voice_mels
 from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Array
-from tortoise_rt.pipeline import mean_latent, voice_mels
 from tortoise_rt.sampling import draw
 from tortoise_rt.vocoder import hifigan
 
