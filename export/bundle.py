@@ -33,6 +33,7 @@ from tortoise_rt.bundle import (
 )
 from tortoise_rt.errors import BundleError, OutputError
 from tortoise_rt.spec import CHECKPOINT_FILES, GRAPHS
+from tortoise_rt.text import Tokenizer
 
 from .checkpoints import Checkpoints
 from .onnx import write_graph
@@ -70,9 +71,8 @@ def export_bundle(
     does not agree with its module.
     """
     source = Checkpoints(checkpoints)
-    output = Path(output)
-    if output.is_symlink():
-        output = output.resolve()
+    output = Path(output).resolve()
+    chosen = _check_tokenizer(tokenizer, source.folder / "tokenizer.json")
     if not output.parent.is_dir():
         raise OutputError(f"no folder {output.parent} to write {output.name} into: create it first")
     with _locked(output):
@@ -83,7 +83,8 @@ def export_bundle(
             temporary.mkdir()
             folder = source.folder.resolve()
             model = {"name": name or folder.name, "folder": str(folder) if record_source else ""}
-            _copy_tokenizer(Path(tokenizer) if tokenizer else source.folder / "tokenizer.json", temporary)
+            if chosen is not None:
+                shutil.copyfile(chosen, temporary / "tokenizer.json")
             report, verified = _write(source, temporary, model, check, progress)
             _publish(temporary, output)
         except OSError as error:
@@ -131,9 +132,13 @@ def _weight_bytes(source: Checkpoints) -> int:
     return sum(source.path(network).stat().st_size for network in source.networks)
 
 
-def _copy_tokenizer(tokenizer: Path, folder: Path) -> None:
-    if tokenizer.is_file():
-        shutil.copyfile(tokenizer, folder / "tokenizer.json")
+def _check_tokenizer(named: str | Path | None, beside: Path) -> Path | None:
+    """The tokenizer to take along, None when none is named and none lies beside; raises TextError for a bad one."""
+    if named is None and not beside.is_file():
+        return None
+    chosen = beside if named is None else Path(named)
+    Tokenizer(chosen)
+    return chosen
 
 
 def _write(
@@ -230,11 +235,12 @@ def _publish(temporary: Path, output: Path) -> None:
     old = output.parent / f".{output.name}.old"
     if output.exists():  # else what lies at ``old`` is all there is: a run was killed between the two renames
         shutil.rmtree(old, ignore_errors=True)
-        output.rename(old)
     try:
+        if output.exists():
+            output.rename(old)
         temporary.rename(output)
-    except OSError:
-        if old.exists():
+    except BaseException:  # a signal between the two renames, too
+        if old.exists() and not output.exists():
             old.rename(output)
         raise
     _sync_folder(output.parent)

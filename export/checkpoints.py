@@ -73,7 +73,8 @@ WEIGHT_NORM = (
     ("weight_g", "weight_v", "weight"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1", "weight"),
 )
-PLACEHOLDER = (1 << 14, 64, 64)  #: shape assumed of a missing tensor, to learn which other keys are missing
+#: shapes assumed of a missing tensor, to learn which other keys are wrong
+PLACEHOLDERS = ((1 << 14, 64, 64), (1 << 15, 128, 128))
 
 
 class Checkpoints:
@@ -215,33 +216,47 @@ def fold_weight_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _build(path: Path, network: str, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> nn.Module:
     """The module that fits ``weights``, without values; raises CheckpointError naming every key that is wrong."""
-    assumed: dict[str, Tensor] = {}
-    while True:
-        try:
-            with torch.device("meta"):
-                module = MODULES[network].from_weights({**weights, **assumed}, config)
-            break
-        except KeyError as error:
-            if error.args[0] in assumed:
-                raise
-            assumed[error.args[0]] = torch.empty(PLACEHOLDER, device="meta")
-        except (IndexError, TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
-            lacks = f"; it lacks {', '.join(assumed)}" if assumed else ""
-            raise CheckpointError(
-                f"{path} does not hold the {network} network ({_describe(error)}{lacks})"
-            ) from None
-    wanted = module.state_dict()
+    module = _assume(path, network, weights, config, PLACEHOLDERS[0])
+    wanted = {key: tensor.shape for key, tensor in module.state_dict().items()}
     missing = [key for key in wanted if key not in weights]
     unexpected = [key for key in weights if key not in wanted]
+    sure = wanted
+    if missing:  # shapes that hang on what was assumed of a missing tensor are not known
+        other = _assume(path, network, weights, config, PLACEHOLDERS[1]).state_dict()
+        sure = {key: shape for key, shape in wanted.items() if key in other and other[key].shape == shape}
     misshapen = [
-        f"{key} {tuple(weights[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in wanted
-        if not assumed and key in weights and weights[key].shape != wanted[key].shape
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(shape)}"
+        for key, shape in sure.items()
+        if key in weights and weights[key].shape != shape
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
     if problems := [f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in kinds if keys]:
         raise CheckpointError(f"{path} does not hold the {network} network. Keys {'; '.join(problems)}")
     return module
+
+
+def _assume(
+    path: Path,
+    network: str,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    shape: tuple[int, ...],
+) -> nn.Module:
+    """The module of the dimensions that ``weights`` have, those of tensors it lacks taken from ``shape``."""
+    assumed: dict[str, Tensor] = {}
+    while True:
+        try:
+            with torch.device("meta"):
+                return MODULES[network].from_weights({**weights, **assumed}, config)
+        except KeyError as error:
+            if error.args[0] in assumed:
+                raise
+            assumed[error.args[0]] = torch.empty(shape, device="meta")
+        except (IndexError, TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+            lacks = f"; it lacks {', '.join(assumed)}" if assumed else ""
+            raise CheckpointError(
+                f"{path} does not hold the {network} network ({_describe(error)}{lacks})"
+            ) from None
 
 
 def _looks_like(weights: Mapping[str, Tensor], network: str) -> str:

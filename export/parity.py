@@ -79,7 +79,7 @@ def require_parity(report: Sequence[GraphParity]) -> None:
 
 def relative_error(got: Array, wanted: Array) -> float:
     """Largest difference relative to the range of ``wanted``; infinite for a wrong shape or NaN."""
-    if got.shape != wanted.shape or not np.isfinite(got).all():
+    if got.shape != wanted.shape or not (np.isfinite(got).all() and np.isfinite(wanted).all()):
         return float("inf")
     spread = float(wanted.max() - wanted.min()) or float(np.abs(wanted).max()) or 1.0
     return float(np.abs(got.astype(np.float64) - wanted).max() / spread)

@@ -22,7 +22,9 @@ FORMAT = 2
 SECTIONS = ("model", "target", "precision", "graphs", "files", "dims", "defaults")  #: of every format so far
 MAX_MANIFEST = 4 << 20  #: bytes
 MAX_DIM = 1 << 20  #: far above every dimension of the model family
-LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})  #: what file managers leave in folders
+LITTER = re.compile(
+    r"\.DS_Store|Thumbs\.db|desktop\.ini|\._.*|\.nfs.*"
+)  #: what file managers and systems leave
 _CHUNK = 1 << 20
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -73,7 +75,15 @@ def cache_folder() -> Path:
     """Where tortoise-rt keeps what it can make again: $TORTOISE_RT_CACHE, else the user's cache folder."""
     if own := os.environ.get("TORTOISE_RT_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tortoise-rt"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache") / "tortoise-rt"
+
+
+def home_folder() -> Path:
+    """The user's home; a folder that does not exist where there is none (a bare service account)."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(os.sep, "nonexistent")
 
 
 def demo_folder() -> Path:
@@ -180,9 +190,10 @@ def _file_problems(files: dict[str, Any]) -> Iterator[str]:
 
 def unlisted(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """What lies in a bundle's folder beside the files that the manifest lists."""
-    known = {MANIFEST, *manifest["files"], *LITTER}
+    known = {MANIFEST, *manifest["files"]}
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.name not in known or e.is_dir(follow_symlinks=False))
+        strange = [e.name for e in entries if e.name not in known or e.is_dir(follow_symlinks=False)]
+    return sorted(name for name in strange if not LITTER.fullmatch(name))
 
 
 def verify_files(bundle: Bundle, remember: bool = True) -> dict[str, Identity]:
@@ -247,9 +258,9 @@ def file_sha256(path: Path) -> str:
 
 def remember_verified(bundle: Bundle, verified: Mapping[str, Identity]) -> None:
     """Keep in the user's cache which files had the right checksum, and what they were then."""
-    path = _stamp(bundle)
-    temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
     try:
+        path = _stamp(bundle)
+        temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(verified), "utf-8")
         temporary.replace(path)

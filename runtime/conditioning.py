@@ -62,6 +62,10 @@ def clip_latents(
 
 def random_latents(engine: Engine, rand: Randomness, decoder: str | None = None) -> VoiceLatents:
     """The latents of a voice that does not exist; without a diffusion latent for the hifigan ``decoder``."""
+    if not engine.has("rlg_auto"):
+        raise VoiceError(
+            f"{engine.info.source} has no random voices (rlg_auto.pth): name a voice, give clips or latents"
+        )
     (auto,) = engine.run("rlg_auto", noise=rand.voice_noise("auto", engine.dims["rlg_auto.dim"]))
     spoken = None
     if decoder != "hifigan" and engine.has("rlg_diffuser", "diffusion_denoise"):
@@ -72,12 +76,12 @@ def random_latents(engine: Engine, rand: Randomness, decoder: str | None = None)
 
 def voice_mels(clips: Sequence[Array]) -> Array:
     """What the autoregressive voice encoder and CVVP hear of clips: (clips, AR_MELS, frames)."""
-    return ar_mel(np.stack([conditioning_clip(clip) for clip in clips]))
+    return np.concatenate([ar_mel(conditioning_clip(clip)[None]) for clip in clips])
 
 
 def diffusion_mels(clips: Sequence[Array]) -> Array:
     """What the diffusion decoder's voice encoder hears of clips: (clips, MELS, frames)."""
-    return univnet_mel(np.stack([diffusion_clip(clip) for clip in clips]))
+    return np.concatenate([univnet_mel(diffusion_clip(clip)[None]) for clip in clips])
 
 
 def mean_latent(engine: Engine, graph: str, mels: Array) -> Array:

@@ -142,10 +142,12 @@ def _read_safetensors(path: Path) -> VoiceLatents:
 
 def user_folder() -> Path:
     """Where the user's own voices are: $TORTOISE_RT_VOICES, or tortoise-rt/voices in the user's data folder."""
+    from .bundle import home_folder
+
     chosen = os.environ.get("TORTOISE_RT_VOICES")
     if chosen:
         return Path(chosen).expanduser()
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    data = os.environ.get("XDG_DATA_HOME") or home_folder() / ".local" / "share"
     return Path(data) / "tortoise-rt" / "voices"
 
 
@@ -234,7 +236,7 @@ def _locate(part: str, known: Mapping[str, Path], paths: bool) -> Path:
     if part in known:
         return known[part]
     if paths and _exists(part):
-        return Path(part)
+        return Path(part).expanduser()
     if paths and _is_path(part):
         raise VoiceError(f"there is no file or folder {part}: give an existing one, or the name of a voice")
     raise VoiceError(f'unknown voice "{part}". {suggest(part, [*known, RANDOM])}')

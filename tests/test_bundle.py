@@ -202,6 +202,22 @@ def test_folder_in_a_files_place(small: Path) -> None:
         read_bundle(small)
 
 
+def test_an_edit_that_keeps_size_and_time_is_noticed(small: Path, cache: Path) -> None:
+    read_bundle(small)
+    path = next(p for p in sorted(small.iterdir()) if p.suffix == ".onnx")
+    before, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(BundleError, match="checksum"):
+        read_bundle(small)
+
+
+def test_what_systems_leave_in_folders_is_ignored(small: Path, cache: Path) -> None:
+    for name in (".DS_Store", "._manifest.json", ".nfs0001"):
+        (small / name).write_bytes(b"x")
+    read_bundle(small)
+
+
 def test_checksums_are_remembered(small: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read_bundle(small)
     hashed: list[Path] = []

@@ -135,6 +135,19 @@ def test_every_kind_of_wrong_key_is_named_at_once(data: Path, folder: Path) -> N
     assert "1 misshapen: to_text_latent.weight (64, 63) instead of (64, 64)" in message
 
 
+def test_wrong_shapes_are_named_beside_missing_keys(data: Path, folder: Path) -> None:
+    weights = stored(data, "autoregressive")
+    del weights["mel_embedding.weight"]
+    weights |= {"final_norm.weight": torch.ones(7), "zzz": torch.ones(1)}
+    save(folder, "autoregressive", weights)
+    with pytest.raises(CheckpointError) as caught:
+        load_network(folder, "autoregressive")
+    message = str(caught.value)
+    assert "1 missing: mel_embedding.weight" in message
+    assert "1 unexpected: zzz" in message
+    assert "1 misshapen: final_norm.weight (7,) instead of (64,)" in message
+
+
 def test_all_keys_are_named_even_where_dimensions_hang_on_a_missing_one(data: Path, folder: Path) -> None:
     weights = stored(data, "autoregressive")
     gone = [

@@ -28,8 +28,10 @@ def open_engine(path: str | Path | None = None, backend: str = "auto", device: s
         return FakeEngine()
     folder = bundles.demo_folder() if path is None else Path(path)
     if not folder.is_dir():
+        aside = folder.parent / f".{folder.name}.old"
+        hint = f". An export that was killed left the one before at {aside}" if aside.is_dir() else ""
         raise BundleError(
-            f"no engine at {folder}: it must be a bundle (tortoise-rt export) or a folder of checkpoints"
+            f"no engine at {folder}: it must be a bundle (tortoise-rt export) or a folder of checkpoints{hint}"
         )
     is_bundle = (folder / bundles.MANIFEST).is_file()
     if backend == "onnx" or (backend == "auto" and is_bundle):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import sys
+
 import click
 
 from .._version import __version__
@@ -22,11 +26,18 @@ class Failure(click.ClickException):
     exit_code = 2
 
 
+def _terminate(number: int, frame: object) -> None:
+    """Leave by an exception, so that unfinished files are removed."""
+    sys.exit(128 + number)
+
+
 class Commands(click.Group):
     """Turns errors raised on purpose into one line, and an interruption into exit code 130."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
+            with contextlib.suppress(ValueError):  # only the main thread takes signals
+                signal.signal(signal.SIGTERM, _terminate)
             return super().invoke(ctx)
         except TortoiseError as error:
             if ctx.params["debug"]:

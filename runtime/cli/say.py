@@ -162,6 +162,8 @@ def check_output(output: Path) -> None:
 
     if output.suffix.lower() not in WRITABLE:
         raise OutputError(f"cannot write {output}: its suffix must be one of {', '.join(WRITABLE)}")
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder: give the name of a file")
     if not output.parent.is_dir():
         raise OutputError(f"the folder {output.parent} does not exist: create it, or write elsewhere")
     try:  # permissions alone do not tell: the file system may refuse even root
