@@ -394,8 +394,7 @@ def test_unknown_device(engine: OnnxEngine) -> None:
 def test_threads_from_environment(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORTOISE_RT_THREADS", "3")
     assert thread_count() == 3
-    own = OnnxEngine(engine._folder, engine.info, engine._files)
-    assert own.session("rlg_auto").get_session_options().intra_op_num_threads == 3
+    session = OnnxEngine(engine._folder, engine.info, engine._files).session("rlg_auto")
+    assert session.get_session_options().intra_op_num_threads == 3
     monkeypatch.setenv("TORTOISE_RT_THREADS", "many")
-    with pytest.raises(EngineError, match="many"):
-        thread_count()
+    pytest.raises(EngineError, thread_count).match("many")
