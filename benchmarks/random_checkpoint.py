@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tortoise_rt.export.checkpoints import CONFIG_SECTIONS
+from tortoise_rt.export.checkpoints import CONFIG_SECTIONS, write_network
 from tortoise_rt.export.models.autoregressive import UnifiedVoice
 from tortoise_rt.export.models.diffusion import DiffusionTts
 from tortoise_rt.export.models.hifigan import HifiganGenerator
 from tortoise_rt.export.models.ranking import CLVP, CVVP
 from tortoise_rt.export.models.small import Detector, RandomLatentConverter
 from tortoise_rt.export.models.univnet import UnivNetGenerator
-from tortoise_rt.spec import CHECKPOINT_FILES
 
 NOTICE = "random weights: the output is noise, not speech"
 
@@ -103,10 +102,7 @@ def write_checkpoints(
         weights = {k: _random(k, v, generator) for k, v in module.state_dict().items()}
         if network == "autoregressive":
             weights["mel_head.bias"][-1] += stop_bias
-        if network in ("vocoder", "hifigan"):
-            weights = unfold_weight_norm(weights, keep=("cond_layer.weight",))
-        content: Any = {"model_g": weights} if network == "vocoder" else weights
-        torch.save(content, folder / CHECKPOINT_FILES[network])
+        write_network(folder, network, weights)
     config: dict[str, Any] = {"notice": NOTICE}
     if size != "official":  # heads cannot be read from tensors; the official ones have 64 channels each
         config["autoregressive"] = {"heads": 4}
@@ -129,18 +125,6 @@ def _random(key: str, like: Tensor, generator: torch.Generator) -> Tensor:
     if "kernel_conv" in key:  # kernels of UnivNet's convolutions: at full size they make it chaotic
         noise = noise * 0.1
     return noise * (0.3 if embedding else fan_in**-0.5)
-
-
-def unfold_weight_norm(weights: Mapping[str, Tensor], keep: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Every convolution's weight as weight norm's magnitude and direction, as the official files store them."""
-    unfolded = {}
-    for key, tensor in weights.items():
-        if key.endswith(".weight") and tensor.ndim == 3 and key not in keep:
-            unfolded[f"{key}_g"] = tensor.flatten(1).norm(dim=1).reshape(-1, 1, 1)
-            unfolded[f"{key}_v"] = tensor
-        else:
-            unfolded[key] = tensor
-    return unfolded
 
 
 def main() -> None:

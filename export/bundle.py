@@ -86,7 +86,7 @@ def export_bundle(
             if chosen is not None:
                 shutil.copyfile(chosen, temporary / "tokenizer.json")
             report, verified = _write(source, temporary, model, check, progress)
-            _publish(temporary, output)
+            publish(temporary, output)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise OutputError(
@@ -114,7 +114,9 @@ def _check_output(output: Path, source: Checkpoints, force: bool) -> None:
 
 
 def _check_replaceable(output: Path) -> None:
-    """Raise OutputError unless the folder is a bundle, of whatever format or health, and holds nothing else."""
+    """Raise OutputError unless the folder's files are a bundle, of whatever format or health, and nothing else."""
+    if output.is_dir() and not _files(output):
+        return
     try:
         strangers = unlisted(output, load_manifest(output))
     except (BundleError, OSError) as error:
@@ -226,25 +228,49 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _publish(temporary: Path, output: Path) -> None:
-    """Rename ``temporary`` to ``output``, setting an older bundle aside until the new one is in place."""
-    for path in temporary.iterdir():
+def publish(bundle: Path, output: Path) -> None:
+    """Move a bundle's folder to ``output`` on the same disk, an older one being set aside until it is in place.
+
+    Sub-folders of the older one stay: its files are then exchanged one by one, and all of them put back when that
+    fails.
+    """
+    for path in bundle.iterdir():
         with path.open("r+b") as file:
             os.fsync(file.fileno())
-    _sync_folder(temporary)
+    _sync_folder(bundle)
     old = output.parent / f".{output.name}.old"
     if output.exists():  # else what lies at ``old`` is all there is: a run was killed between the two renames
         shutil.rmtree(old, ignore_errors=True)
-    try:
-        if output.exists():
-            output.rename(old)
-        temporary.rename(output)
-    except BaseException:  # a signal between the two renames, too
-        if old.exists() and not output.exists():
-            old.rename(output)
-        raise
+    if output.exists() and any(path.is_dir() for path in output.iterdir()):
+        old.mkdir()
+        away = [(path, old / path.name) for path in _files(output)]
+        _move_all(away + [(path, output / path.name) for path in reversed(_files(bundle))])
+        _sync_folder(output)
+    else:
+        aside = [(output, old)] if output.exists() else []
+        _move_all([*aside, (bundle, output)])
     _sync_folder(output.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    """A bundle's files, the manifest first: without it they are no bundle."""
+    files = [path for path in folder.iterdir() if not path.is_dir()]
+    return sorted(files, key=lambda path: (path.name != MANIFEST, path.name))
+
+
+def _move_all(moves: list[tuple[Path, Path]]) -> None:
+    """Rename each to the other in turn; when one fails, rename back those before it."""
+    begun: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            begun.append((source, target))
+            source.rename(target)
+    except BaseException:  # a signal between two of them, too
+        for source, target in reversed(begun):
+            if not source.exists():
+                target.rename(source)
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

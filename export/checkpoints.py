@@ -73,6 +73,8 @@ WEIGHT_NORM = (
     ("weight_g", "weight_v", "weight"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1", "weight"),
 )
+#: networks stored with weight norm -> the keys of convolutions that are stored without
+WEIGHT_NORMED: Mapping[str, tuple[str, ...]] = {"vocoder": (), "hifigan": ("cond_layer.weight",)}
 #: shapes assumed of a missing tensor, to learn which other keys are wrong
 PLACEHOLDERS = ((1 << 14, 64, 64), (1 << 15, 128, 128))
 
@@ -201,7 +203,8 @@ def _is_weight(item: tuple[object, object]) -> bool:
 def fold_weight_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Replaces g and v of weight norm by the weight g * v / |v| (norm over all but the first dimension).
 
-    A g or v that lacks the other stays as it is, for the check of keys to name.
+    Where g is |v|, to float32's precision, v is the weight and keeps its bits. A g or v that lacks the other stays
+    as it is, for the check of keys to name.
     """
     folded = dict(weights)
     for key, v in weights.items():
@@ -210,8 +213,37 @@ def fold_weight_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             g = weights.get(base + magnitude)
             if base != key and g is not None and v.ndim > 1 and g.shape == (len(v), *[1] * (v.ndim - 1)):
                 del folded[key], folded[base + magnitude]
-                folded[base + plain] = torch._weight_norm(v.float(), g.float(), 0)
+                own = torch.isclose(_norms(v), g.double(), rtol=torch.finfo(torch.float32).eps, atol=0.0)
+                folded[base + plain] = torch.where(
+                    own, v.float(), torch._weight_norm(v.float(), g.float(), 0)
+                )
     return folded
+
+
+def unfold_weight_norm(weights: Mapping[str, Tensor], keep: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Every convolution's weight but those in ``keep`` as g and v of weight norm; folding gives them back bit for bit."""
+    unfolded = {}
+    for key, tensor in weights.items():
+        if key.endswith(".weight") and tensor.ndim == 3 and key not in keep:
+            unfolded[f"{key}_g"] = _norms(tensor).float()
+            unfolded[f"{key}_v"] = tensor
+        else:
+            unfolded[key] = tensor
+    return unfolded
+
+
+def _norms(weight: Tensor) -> Tensor:
+    """(out, ...) -> the norm over all but the first dimension, (out, 1, ...) float64."""
+    return weight.double().flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def write_network(folder: Path, network: str, weights: Mapping[str, Tensor]) -> Path:
+    """Save a network's state dict as its official file holds it; -> the file."""
+    if network in WEIGHT_NORMED:
+        weights = unfold_weight_norm(weights, WEIGHT_NORMED[network])
+    path = folder / CHECKPOINT_FILES[network]
+    torch.save({"model_g": weights} if network == "vocoder" else dict(weights), path)
+    return path
 
 
 def _build(path: Path, network: str, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> nn.Module:

@@ -1,4 +1,7 @@
-"""Engine bundles as the runtime reads them: a directory with manifest.json, tokenizer.json and the graph files."""
+"""Engine bundles as the runtime reads them: a directory with manifest.json, tokenizer.json and the graph files.
+
+Sub-folders are no part of a bundle: they are not looked into, and an export leaves them where they are.
+"""
 
 from __future__ import annotations
 
@@ -189,10 +192,10 @@ def _file_problems(files: dict[str, Any]) -> Iterator[str]:
 
 
 def unlisted(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """What lies in a bundle's folder beside the files that the manifest lists."""
+    """Files in a bundle's folder beside those that the manifest lists."""
     known = {MANIFEST, *manifest["files"]}
     with os.scandir(folder) as entries:
-        strange = [e.name for e in entries if e.name not in known or e.is_dir(follow_symlinks=False)]
+        strange = [entry.name for entry in entries if entry.name not in known and not entry.is_dir()]
     return sorted(name for name in strange if not LITTER.fullmatch(name))
 
 

@@ -62,16 +62,23 @@ def clip_latents(
 
 def random_latents(engine: Engine, rand: Randomness, decoder: str | None = None) -> VoiceLatents:
     """The latents of a voice that does not exist; without a diffusion latent for the hifigan ``decoder``."""
-    if not engine.has("rlg_auto"):
-        raise VoiceError(
-            f"{engine.info.source} has no random voices (rlg_auto.pth): name a voice, give clips or latents"
-        )
+    check_random(engine)
     (auto,) = engine.run("rlg_auto", noise=rand.voice_noise("auto", engine.dims["rlg_auto.dim"]))
     spoken = None
     if decoder != "hifigan" and engine.has("rlg_diffuser", "diffusion_denoise"):
         noise = rand.voice_noise("diffusion", engine.dims["rlg_diffuser.dim"])
         (spoken,) = engine.run("rlg_diffuser", noise=noise)
     return VoiceLatents(auto, spoken, engine.info.fingerprint)
+
+
+def check_random(engine: Engine) -> None:
+    """Raise a VoiceError when the engine has no random voices."""
+    if not engine.has("rlg_auto"):
+        raise VoiceError(
+            f"{engine.info.source} has no random voices (rlg_auto.pth): name a voice (tortoise-rt voices list), give "
+            "clips or latents, or use an engine exported from checkpoints that have them "
+            "(tortoise-rt export --checkpoints DIR)"
+        )
 
 
 def voice_mels(clips: Sequence[Array]) -> Array:

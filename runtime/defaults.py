@@ -31,7 +31,7 @@ def settings_for(
 
     What the caller names wins over the ``preset`` named, that over the engine's defaults, those over the preset
     that the engine names or ``fallback``. The decoder is one that the engine has, and samples that it could not
-    rank are not drawn, unless the caller names them.
+    rank are not drawn, whatever the preset says, unless the caller names them.
     """
     check_settings(preset, **arguments)
     own = {name: value for name, value in engine.info.defaults.items() if name in ARGUMENTS}

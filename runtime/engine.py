@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .errors import EngineError
-from .spec import GRAPHS, Dims, GraphSpec
+from .spec import CHECKPOINT_FILES, GRAPHS, Dims, GraphSpec
 
 Array = np.ndarray
 
@@ -64,6 +64,17 @@ class Engine(abc.ABC):
     def has(self, *graphs: str) -> bool:
         """Whether all of ``graphs`` can be run."""
         return self.info.graphs.issuperset(graphs)
+
+    def require(self, *graphs: str, instead: str = "") -> None:
+        """Raise an EngineError that names the networks missing for ``graphs`` and what to use ``instead``, if any."""
+        missing = dict.fromkeys(GRAPHS[graph].network for graph in graphs if not self.has(graph))
+        if missing:
+            files = ", ".join(CHECKPOINT_FILES[network] for network in missing)
+            raise EngineError(
+                f"{self.info.source} has no {' and no '.join(missing)} network ({files}): use "
+                f"{instead and f'{instead}, or '}an engine exported from checkpoints that have it, as the official ones "
+                "do (tortoise-rt export --checkpoints DIR)"
+            )
 
     def run(self, graph: str, **inputs: Array) -> tuple[Array, ...]:
         """Run a stateless graph. Inputs and outputs are NumPy arrays as in ``spec.GRAPHS``, outputs in its order."""
@@ -130,11 +141,7 @@ class Engine(abc.ABC):
     def _spec(self, graph: str) -> GraphSpec:
         if graph not in GRAPHS:
             raise EngineError(f'no graph is called "{graph}". Graphs: {", ".join(GRAPHS)}')
-        if graph not in self.info.graphs:
-            raise EngineError(
-                f'{self.info.source} has no {GRAPHS[graph].network} network (graph "{graph}"). '
-                f"It has: {', '.join(sorted({GRAPHS[g].network for g in self.info.graphs}))}"
-            )
+        self.require(graph)
         return GRAPHS[graph]
 
     @abc.abstractmethod

@@ -14,7 +14,7 @@ import numpy as np
 from . import autoregressive, conditioning, diffusion, ranking, vocoder
 from .config import Settings
 from .engine import Array, Engine
-from .errors import EngineError, SettingsError, TextError
+from .errors import SettingsError, TextError
 from .rng import MAX_SEED, Philox, Randomness
 from .spec import SAMPLE_RATE
 from .text import Tokenizer
@@ -90,7 +90,7 @@ class Pipeline:
         """Say ``text`` in ``voice`` (None: a random one). The seed alone decides every random number."""
         rand = seed if isinstance(seed, Randomness) else Philox(check_seed(seed))
         seconds: dict[str, float] = {}
-        self._check_networks(settings)
+        self.check(voice, settings)
         ids = self.encode(text)
         row = autoregressive.text_row(ids, self.engine.dims)
         autoregressive.code_limit(settings.ar, self.engine.dims)
@@ -172,23 +172,21 @@ class Pipeline:
         )
         return settings.ar.samples > 1 and able
 
-    def _check_networks(self, settings: Settings) -> None:
-        """Raise before any work when the engine lacks a network that ``settings`` need."""
-        needed = ["ar_step"]
-        needed += ["hifigan"] if settings.decoder == "hifigan" else ["diffusion_denoise", "univnet"]
+    def check(self, voice: Voice | VoiceLatents | None, settings: Settings) -> None:
+        """Raise before any work when the engine lacks a network that ``voice`` or ``settings`` need."""
+        self.engine.require("ar_step")
+        if settings.decoder == "hifigan":
+            self.engine.require("hifigan", instead="the decoder diffusion (--decoder diffusion)")
+        else:
+            decoder = "the decoder hifigan (--decoder hifigan)"
+            self.engine.require("diffusion_denoise", "univnet", instead=decoder)
+        if settings.cvvp_amount > 0:
+            self.engine.require("cvvp_speech", instead="a cvvp_amount of 0 (--cvvp-amount 0)")
         if settings.ar.samples > settings.candidates:
-            needed += _ranking_graphs(settings)
-        missing = [graph for graph in needed if not self.engine.has(graph)]
-        if missing:
-            remedy = {
-                "hifigan": "--decoder diffusion",
-                "clvp_speech": "as many --candidates as --samples",
-                "cvvp_speech": "--cvvp-amount 0",
-            }
-            raise EngineError(
-                f"{self.engine.info.source} lacks {', '.join(missing)}; "
-                f"use {remedy.get(missing[0], '--decoder hifigan')} or an engine that has it"
-            )
+            count = f"as many samples as are returned (--samples {settings.candidates})"
+            self.engine.require(*_ranking_graphs(settings), instead=count)
+        if voice is None:
+            conditioning.check_random(self.engine)
 
 
 def check_seed(seed: Any) -> int:

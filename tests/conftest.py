@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,34 @@ def tokenizer_path() -> Path:
             f"no tokenizer at {path}: set TORTOISE_RT_TOKENIZER to the tokenizer.json of tortoise-tts"
         )
     return path
+
+
+def export(checkpoints: Path, output: Path, *networks: str) -> Path:
+    """A bundle of some networks of a checkpoint folder (all when none are named), with the tests' tokenizer."""
+    for package in ("torch", "onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    from tortoise_rt.export.bundle import export_bundle
+    from tortoise_rt.spec import CHECKPOINT_FILES
+
+    with tempfile.TemporaryDirectory() as chosen, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORTOISE_RT_CACHE", str(Path(chosen) / "cache"))
+        for name in ("config.json", *(CHECKPOINT_FILES[n] for n in networks or CHECKPOINT_FILES)):
+            shutil.copy(checkpoints / name, chosen)
+        tokenizer = ROOT / "tests" / "data" / "tokenizer.json"
+        export_bundle(chosen, output, check=False, tokenizer=tokenizer, record_source=False)
+    return output
+
+
+@pytest.fixture(scope="session")
+def random_bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of all networks, tiny and with random weights. To be copied, not changed."""
+    return export(data, tmp_path_factory.mktemp("bundles") / "random")
+
+
+@pytest.fixture(scope="session")
+def fast_bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As random_bundle, with nothing but what the fast decoder needs."""
+    return export(data, tmp_path_factory.mktemp("bundles") / "fast", "autoregressive", "hifigan")
 
 
 @pytest.fixture

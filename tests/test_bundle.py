@@ -69,8 +69,9 @@ def small(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def demo(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(demo_folder(), tmp_path / "demo"))
+def whole(random_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle of all networks, to be changed."""
+    return Path(shutil.copytree(random_bundle, tmp_path / "whole"))
 
 
 # --- the manifest ---
@@ -179,6 +180,18 @@ def test_files_must_be_those_listed(small: Path) -> None:
         read_bundle(small)
 
 
+def test_sub_folders_are_no_part_of_a_bundle(small: Path) -> None:
+    (small / "train" / "weights").mkdir(parents=True)
+    (small / "train" / "detector.data").write_bytes(b"x")
+    (small / "train" / MANIFEST).write_text("{")
+    assert set(read_bundle(small).verified) == {"detector.onnx", "tokenizer.json"}
+    (small / "link").symlink_to(small / "train", target_is_directory=True)
+    read_bundle(small)
+    (small / "train.txt").touch()
+    with pytest.raises(BundleError, match=r"holds 'train\.txt', which its manifest does not list"):
+        read_bundle(small)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -231,15 +244,15 @@ def test_checksums_are_remembered(small: Path, cache: Path, monkeypatch: pytest.
     assert len(hashed) == 4
 
 
-def test_file_edited_between_opening_and_first_use(demo: Path) -> None:
+def test_file_edited_between_opening_and_first_use(whole: Path) -> None:
     pytest.importorskip("onnxruntime")
-    engine = open_engine(demo)
-    os.utime(demo / "rlg_auto.data")  # new times, same content
+    engine = open_engine(whole)
+    os.utime(whole / "rlg_auto.data")  # new times, same content
     noise = np.zeros((1, engine.dims["rlg_auto.dim"]), np.float32)
     engine.run("rlg_auto", noise=noise)
-    content = bytearray((demo / "rlg_diffuser.data").read_bytes())
+    content = bytearray((whole / "rlg_diffuser.data").read_bytes())
     content[100] ^= 1
-    (demo / "rlg_diffuser.data").write_bytes(content)
+    (whole / "rlg_diffuser.data").write_bytes(content)
     with pytest.raises(BundleError, match=r"changed since it was opened.*rlg_diffuser\.data"):
         engine.run("rlg_diffuser", noise=np.zeros((1, engine.dims["rlg_diffuser.dim"]), np.float32))
     engine.run("rlg_auto", noise=noise)  # is in memory
@@ -261,10 +274,10 @@ def test_file_edited_between_opening_and_first_use(demo: Path) -> None:
         ("clvp_text", "clvp.latent_dim", 8),
     ],
 )
-def test_dimensions_are_the_models(demo: Path, graph: str, dim: str, change: int) -> None:
+def test_dimensions_are_the_models(whole: Path, graph: str, dim: str, change: int) -> None:
     pytest.importorskip("onnxruntime")
-    edit(demo, f"dims/{dim}", json.loads((demo / MANIFEST).read_text())["dims"][dim] + change)
-    engine = open_engine(demo)
+    edit(whole, f"dims/{dim}", json.loads((whole / MANIFEST).read_text())["dims"][dim] + change)
+    engine = open_engine(whole)
     with pytest.raises(BundleError, match=rf"{graph}\.onnx: (in|out)put"):
         engine.session(graph)  # type: ignore[attr-defined]
 
@@ -281,21 +294,21 @@ def edit_model(folder: Path, graph: str, change: Callable[[Any], object]) -> Non
 
 
 @pytest.mark.parametrize("location", ["../outside.data", "{}/outside.data"])
-def test_weights_outside_the_folder_are_refused(demo: Path, tmp_path: Path, location: str) -> None:
+def test_weights_outside_the_folder_are_refused(whole: Path, tmp_path: Path, location: str) -> None:
     pytest.importorskip("onnxruntime")
-    shutil.copy(demo / "rlg_auto.data", tmp_path / "outside.data")
+    shutil.copy(whole / "rlg_auto.data", tmp_path / "outside.data")
 
     def move(graph: Any) -> None:
         for entry in (e for tensor in graph.initializer for e in tensor.external_data):
             if entry.key == "location":
                 entry.value = location.format(tmp_path)
 
-    edit_model(demo, "rlg_auto", move)
+    edit_model(whole, "rlg_auto", move)
     with pytest.raises(BundleError, match=r"rlg_auto\.onnx cannot be loaded"):
-        open_engine(demo).session("rlg_auto")  # type: ignore[attr-defined]
+        open_engine(whole).session("rlg_auto")  # type: ignore[attr-defined]
 
 
-def test_other_inputs_than_the_caches_are_refused(demo: Path) -> None:
+def test_other_inputs_than_the_caches_are_refused(whole: Path) -> None:
     pytest.importorskip("onnxruntime")
 
     def add(graph: Any) -> None:
@@ -303,9 +316,9 @@ def test_other_inputs_than_the_caches_are_refused(demo: Path) -> None:
         extra.CopyFrom(graph.input[-2])
         extra.name = "key_9"
 
-    edit_model(demo, "ar_step", add)
+    edit_model(whole, "ar_step", add)
     with pytest.raises(BundleError, match="key_9.* are not those of graph"):
-        open_engine(demo).session("ar_step")  # type: ignore[attr-defined]
+        open_engine(whole).session("ar_step")  # type: ignore[attr-defined]
 
 
 def test_binding_failures_are_engine_errors() -> None:
@@ -327,31 +340,31 @@ def test_device_names_are_checked_first() -> None:
             open_engine(demo_folder(), device=device)
 
 
-def test_cuda_on_a_bundle_for_the_cpu(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_on_a_bundle_for_the_cpu(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = pytest.importorskip("onnxruntime")
-    assert open_engine(demo).info.device == "cpu"
+    assert open_engine(whole).info.device == "cpu"
     monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(EngineError, match=r"needs ONNX Runtime's CUDAExecutionProvider.*tortoise-rt\[gpu\]"):
-        open_engine(demo, device="cuda:1")
+        open_engine(whole, device="cuda:1")
     monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    assert open_engine(demo, device="cuda:1").info.device == "cuda:1"
-    edit(demo, "precision/ar_step", "int8")
+    assert open_engine(whole, device="cuda:1").info.device == "cuda:1"
+    edit(whole, "precision/ar_step", "int8")
     with pytest.raises(BundleMismatch, match="export --target cuda"):
-        open_engine(demo, device="cuda")
+        open_engine(whole, device="cuda")
 
 
-def test_bundles_for_other_machines(demo: Path) -> None:
+def test_bundles_for_other_machines(whole: Path) -> None:
     pytest.importorskip("onnxruntime")
-    edit(demo, "target/device", "cuda")
+    edit(whole, "target/device", "cuda")
     with pytest.raises(BundleMismatch, match="exported for cuda; the device asked for is cpu"):
-        open_engine(demo, device="cpu")
-    edit(demo, "target/device", "npu")
+        open_engine(whole, device="cpu")
+    edit(whole, "target/device", "npu")
     with pytest.raises(BundleMismatch, match="exported for npu"):
-        open_engine(demo)
-    edit(demo, "target/device", "cpu")
-    edit(demo, "target/requires/onnxruntime", "999.1")
+        open_engine(whole)
+    edit(whole, "target/device", "cpu")
+    edit(whole, "target/requires/onnxruntime", "999.1")
     with pytest.raises(BundleMismatch, match=r"needs onnxruntime 999\.1"):
-        open_engine(demo)
+        open_engine(whole)
 
 
 def placed(provider: str, **ops: str) -> Any:

@@ -15,7 +15,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tortoise_rt.errors import CheckpointError  # noqa: E402
-from tortoise_rt.export.checkpoints import WRAPPERS, Checkpoints, load_network, read_weights  # noqa: E402
+from tortoise_rt.export.checkpoints import (  # noqa: E402
+    WEIGHT_NORMED,
+    WRAPPERS,
+    Checkpoints,
+    load_network,
+    read_weights,
+    write_network,
+)
 from tortoise_rt.spec import CHECKPOINT_FILES, DIM_KEYS  # noqa: E402
 
 Weights = dict[str, Any]
@@ -98,6 +105,22 @@ def test_both_spellings_of_weight_norm_mean_the_same(data: Path, folder: Path, n
     v, g = weights[f"{key}_v"], weights[f"{key}_g"]
     norm = v.flatten(1).norm(dim=1).reshape(-1, *[1] * (v.ndim - 1))
     torch.testing.assert_close(read_weights(path)[key], g * v / norm)
+
+
+@pytest.mark.parametrize("network", WEIGHT_NORMED)
+@pytest.mark.parametrize("half", [True, False])
+def test_weight_norm_of_weights_gives_them_back_bit_for_bit(
+    data: Path, folder: Path, network: str, half: bool
+) -> None:
+    weights = read_weights(data / CHECKPOINT_FILES[network])
+    weights = {k: v.half().float() if half else v for k, v in weights.items()}
+    path = write_network(folder, network, weights)
+    found = read_weights(path)
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in weights.items())
+    kept = torch.load(path, weights_only=True)
+    assert stored(data, network).keys() == (kept["model_g"] if network == "vocoder" else kept).keys()
+    load_network(folder, network)
 
 
 def test_folded_weights_are_taken_as_they_are(data: Path, folder: Path) -> None:

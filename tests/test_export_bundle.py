@@ -48,17 +48,58 @@ def test_force_replaces_bundles_and_nothing_else(checkpoints: Path, tmp_path: Pa
     export(checkpoints, output)
     with pytest.raises(OutputError, match="--force"):
         export(checkpoints, output)
-    for stranger in (output / "notes.txt", output / "folder"):
-        stranger.mkdir() if stranger.name == "folder" else stranger.write_text("mine")
-        with pytest.raises(OutputError, match=f"also holds {stranger.name}"):
-            export(checkpoints, output, force=True)
-        stranger.rmdir() if stranger.is_dir() else stranger.unlink()
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"also holds notes\.txt"):
+        export(checkpoints, output, force=True)
+    (output / "notes.txt").unlink()
     manifest = json.loads((output / MANIFEST).read_text())
     (output / MANIFEST).write_text(json.dumps({**manifest, "format": 1}))
     (output / "detector.data").write_bytes(b"damaged")
     export(checkpoints, output, force=True)
     read_bundle(output)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["browser", "bundle", "checkpoints"]
+
+
+@pytest.fixture
+def inhabited(checkpoints: Path, tmp_path: Path) -> Path:
+    """A bundle beside a folder that is no part of it."""
+    output = tmp_path / "bundle"
+    export(checkpoints, output, name="first")
+    (output / "train").mkdir()
+    (output / "train" / "notes.txt").write_text("mine")
+    return output
+
+
+def test_sub_folders_stay_when_a_bundle_is_replaced(checkpoints: Path, inhabited: Path) -> None:
+    (inhabited / ".DS_Store").touch()
+    exported = export(checkpoints, inhabited, name="second", force=True)
+    assert read_bundle(inhabited).manifest["model"]["name"] == "second"
+    assert {p.name for p in inhabited.iterdir()} == {MANIFEST, "train", *exported.manifest["files"]}
+    assert (inhabited / "train" / "notes.txt").read_text() == "mine"
+    for file in [p for p in inhabited.iterdir() if p.is_file()]:
+        file.unlink()
+    export(checkpoints, inhabited, force=True)
+    assert sorted(p.name for p in inhabited.parent.iterdir()) == ["bundle", "checkpoints"]
+
+
+@pytest.mark.parametrize("move", range(6))
+def test_a_failed_exchange_of_files_is_undone(
+    checkpoints: Path, inhabited: Path, monkeypatch: pytest.MonkeyPatch, move: int
+) -> None:
+    before = {p.name: p.read_bytes() for p in inhabited.iterdir() if p.is_file()}
+    assert 2 * len(before) == 6  # renames of an exchange
+    rename, moves = Path.rename, iter(range(100))
+
+    def fail(self: Path, target: Path) -> Path:
+        if next(moves) == move:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(KeyboardInterrupt):
+        export(checkpoints, inhabited, name="second", force=True)
+    assert {p.name: p.read_bytes() for p in inhabited.iterdir() if p.is_file()} == before
+    assert (inhabited / "train" / "notes.txt").read_text() == "mine"
 
 
 def test_export_hashes_a_bundle_once(

@@ -16,7 +16,7 @@ from onnx import helper
 from tortoise_rt._version import __version__
 from tortoise_rt.spec import Dims, GraphSpec, TensorSpec
 
-from .weights import TensorWriter
+from .weights import TensorWriter, fits_half
 
 OPSET = 20  #: of the standard operators
 IR_VERSION = 10  #: what ONNX Runtime 1.20 reads
@@ -95,9 +95,14 @@ class GraphBuilder:
         return result
 
     def tensor(self, name: str, array: np.ndarray) -> str:
-        """A constant of the graph; a name is stored once."""
+        """A constant of the graph; a name is stored once, in half the space where that loses nothing."""
         if name not in self._initializers:
-            self._initializers[name] = self._writer.tensor(name, array)
+            if fits_half(array):  # ONNX Runtime casts it once, when it loads the graph
+                stored = self._writer.tensor(f"{name}/half", array.astype(np.float16))
+                self.node("Cast", stored.name, outputs=[name], to=onnx.TensorProto.FLOAT)
+            else:
+                stored = self._writer.tensor(name, array)
+            self._initializers[name] = stored
         return name
 
     def param(self, key: str) -> str:

@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 ALIGNMENT = 4096  #: bytes; a page, so that a runtime can map every tensor from the file
 INLINE_BYTES = 1024  #: tensors up to this size stay in the model file
+HALVED_SIZE = 1024  #: elements; tensors up to this size are not worth a second representation
 
 
 class TensorWriter:
@@ -55,3 +56,15 @@ class TensorWriter:
         ):
             proto.external_data.add(key=key, value=value)
         return proto
+
+
+def fits_half(array: np.ndarray) -> bool:
+    """Whether a float32 array is large and float16 holds each of its values exactly."""
+    if array.dtype != np.float32 or array.size <= HALVED_SIZE:
+        return False
+    return _same_in_half(array[:1]) and _same_in_half(array)  # the first row nearly always decides
+
+
+def _same_in_half(array: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):
+        return bool((array.astype(np.float16) == array).all())

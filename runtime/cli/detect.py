@@ -42,9 +42,13 @@ def detect(
     from ..detect import MAX_SAMPLES
     from ..detect import detect as probability
     from ..spec import SAMPLE_RATE
+    from ..tts import choose_engine
 
     wavs = [load_audio(clip, SAMPLE_RATE)[:MAX_SAMPLES] for clip in clips]
-    opened = options.open_chosen(engine, checkpoints, backend, device, quiet=as_json)
+    opened = choose_engine(engine, checkpoints, backend, device)
+    opened.require("detector")
+    if not as_json:
+        options.introduce(opened, bool(engine or checkpoints), "listens")
     found = [
         {"clip": clip, "probability": probability(opened, wav)} for clip, wav in zip(clips, wavs, strict=True)
     ]

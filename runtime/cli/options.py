@@ -88,19 +88,19 @@ class _Format(logging.Formatter):
         return prefix + record.getMessage()
 
 
-def open_chosen(
-    engine: Path | None, checkpoints: Path | None, backend: str, device: str, quiet: bool = False
-) -> Engine:
-    """The engine the options name; says which when they name none, and passes on the engine's notice."""
-    from ..tts import choose_engine
+def introduce(engine: Engine, named: bool, does: str) -> None:
+    """One line about an engine: that it is the demo engine where none was named, or its own notice.
 
-    opened = choose_engine(engine, checkpoints, backend, device)
-    demo = engine is None and checkpoints is None and opened.info.backend != "fake"
-    said = ["No engine named (--engine): using the demo engine that ships."] if demo else []
-    said += [f"Note: {opened.info.notice}"] if opened.info.notice else []
-    if said and not quiet:
-        click.echo(" ".join(said), err=True)
-    return opened
+    ``does``: what it is used for, e.g. "speaks (voice alto)".
+    """
+    if not named and engine.info.backend != "fake":
+        click.echo(
+            f"No engine named: the demo engine {does}, {engine.info.notice}. "
+            "For TorToiSe itself: tortoise-rt export --checkpoints DIR (see README), then --engine",
+            err=True,
+        )
+    elif engine.info.notice:
+        click.echo(f"Note: {engine.info.notice}", err=True)
 
 
 def pool_clips(sources: tuple[str, ...], voice_dirs: tuple[Path, ...]) -> Voice:

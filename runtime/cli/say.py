@@ -100,7 +100,7 @@ def say(
     from ..pipeline import Pipeline, check_seed
     from ..rng import fresh_seed
     from ..text import Tokenizer
-    from ..tts import check_brackets, choose_tokenizer
+    from ..tts import check_brackets, choose_engine, choose_tokenizer
     from ..voice import check_folders, load_voice
 
     # Whatever can be wrong without an engine is found out before one is read, which may take minutes.
@@ -112,13 +112,19 @@ def say(
     if tokenizer is not None:
         Tokenizer(tokenizer)
     start = time.perf_counter()
-    opened = options.open_chosen(engine, checkpoints, backend, device, quiet)
+    opened = choose_engine(engine, checkpoints, backend, device)
     load_seconds = time.perf_counter() - start
     chosen = settings_for(opened, preset, DEFAULT_PRESET, **settings)
     paths = clip_paths(output, chosen.candidates)
     pipeline = Pipeline(opened, choose_tokenizer(opened, tokenizer, basic_cleaners))
     if voice is None:
-        speaker = load_voice(default_voice(opened), voice_dirs, paths=False)
+        voice = default_voice(opened)
+        speaker = load_voice(voice, voice_dirs, paths=False)
+    pipeline.check(speaker, chosen)
+    if not quiet:
+        samples = f"{chosen.ar.samples} sample" + "s" * (chosen.ar.samples > 1)
+        does = f"speaks (voice {voice}, decoder {chosen.decoder}, {samples})"
+        options.introduce(opened, bool(engine or checkpoints), does)
     start = time.perf_counter()
     with Bar(not quiet) as bar:
         result = pipeline.synthesize(words, speaker, chosen, seed, bar)

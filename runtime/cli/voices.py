@@ -34,7 +34,9 @@ def list_voices(voice_dirs: tuple[Path, ...]) -> None:
         click.echo(table([*rows, *((name, *_contents(path), str(path)) for name, path in found.items())]))
     else:
         click.echo("No voices yet.")
-    click.echo(f'Your own: one folder of clips each in {user_folder()}. "random" is always there.')
+    click.echo(
+        f'Your own: one folder of clips each in {user_folder()}. "random" is one more, in engines that have it.'
+    )
 
 
 def _contents(path: Path) -> tuple[str, str, str]:
@@ -84,6 +86,7 @@ def latents(
     Latents belong to the model that made them.
     """
     from ..pipeline import Pipeline
+    from ..tts import choose_engine
     from ..voice import LATENT_SUFFIXES
 
     if output.suffix.lower() not in LATENT_SUFFIXES:
@@ -91,7 +94,8 @@ def latents(
     if not output.parent.is_dir():
         raise OutputError(f"the folder {output.parent} does not exist: create it, or write elsewhere")
     voice = options.pool_clips(sources, voice_dirs)
-    opened = options.open_chosen(engine, checkpoints, backend, device)
+    opened = choose_engine(engine, checkpoints, backend, device)
+    options.introduce(opened, bool(engine or checkpoints), "listens")
     made = Pipeline(opened).voice_latents(voice.clips)
     made.save(output)
     click.echo(f"{output}: latents of {len(voice.clips)} clips")
