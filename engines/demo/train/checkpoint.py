@@ -1,0 +1,64 @@
+"""The committed weights as checkpoint files in the official layout, for the exporter and for the original's classes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tortoise_rt.export.checkpoints import write_network
+
+#: stage -> the network that it trains
+NETWORKS: Mapping[str, str] = {
+    "autoregressive": "autoregressive",
+    "hifigan": "hifigan",
+    "clvp": "clvp",
+    "diffusion": "diffusion",
+    "univnet": "vocoder",
+}
+NEEDED = ("autoregressive", "hifigan")  #: stages without which the demo does not speak
+
+#: what tensors cannot tell, and what the demo takes where its user says nothing
+CONFIG: Mapping[str, Any] = {
+    "autoregressive": {"heads": 4, "start_text_token": 255, "start_mel_token": 1024, "stop_mel_token": 1025},
+    "hifi": {"upsample_factors": [8, 8, 2, 2], "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5]]},
+    "defaults": {"decoder": "hifigan", "voice": "alto"},
+    "notice": "a small model for a first try",
+}
+
+
+def write(weights: Path, output: Path) -> None:
+    """Write every network that ``weights`` holds, tokenizer.json and config.json into the folder ``output``.
+
+    ``weights``: one STAGE.safetensors for each network, half precision, keys "model/<key>"; and tokenizer.json.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    for stage, network in NETWORKS.items():
+        if stage in NEEDED or _file(weights, stage).exists():
+            write_network(output, network, _official(stage, read(weights, stage)))
+    shutil.copyfile(weights / "tokenizer.json", output / "tokenizer.json")
+    (output / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n", "utf-8")
+
+
+def read(weights: Path, stage: str) -> dict[str, Tensor]:
+    """A stage's network in float32, as the stage trains it."""
+    tensors = load_file(_file(weights, stage))
+    return {key[6:]: value.float() for key, value in sorted(tensors.items()) if key.startswith("model/")}
+
+
+def _file(weights: Path, stage: str) -> Path:
+    return weights / f"{stage}.safetensors"
+
+
+def _official(stage: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a stage trains in normalised form, for inputs as they are."""
+    if stage == "univnet":
+        from .univnet import folded
+
+        return folded(weights)
+    return weights

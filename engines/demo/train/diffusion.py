@@ -1,0 +1,266 @@
+"""Training of the diffusion decoder: latents of the autoregressive network and a voice clip to mels.
+
+Latent j has read code j - 1, so the decoder speaks one code (46 ms) late, as the fast one does. Mels hardly vary once
+latents and voice are known, so the condition also learns to give the mel by itself. The variance is not learned:
+its channels say the lower bound, which is right where the mel is known.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tortoise_rt import conditioning
+from tortoise_rt.diffusion import frame_index, make_schedule
+from tortoise_rt.export.models.diffusion import DiffusionTts
+from tortoise_rt.mel import normalize_mel
+from tortoise_rt.resample import resample
+from tortoise_rt.spec import CALM_TOKEN, CODE_RATE, HOP, MELS, SAMPLE_RATE, TRAINED_STEPS, codes_to_frames
+
+from . import loop, shards
+from .autoregressive import DIM, codebook
+from .latents import TAIL, fold_input, read_vectors, to_read_vectors
+from .shards import CODE_SECONDS
+from .teacher import VOICES
+from .univnet import CONTEXT, cut, mels
+
+CODES_STAGE, STAGE = "diffusion_codes", "diffusion"
+CHANNELS, HEADS, LAYERS, FINAL_BLOCKS, INTEGRATOR_LAYERS = 128, 2, 4, 1, 2
+SHORTEST, LONGEST = 12, 64  #: codes of a segment
+FRAMES = 640  #: of a batch
+DROPPED = 0.15  #: share of rows that are not conditioned
+AVERAGE = 0.999  #: decay of the mean of the weights, which is what is kept
+EARLY = 2.0  #: power that brings evenly drawn timesteps nearer to the clean end
+HEAVIEST = 5.0  #: most weight of a timestep's error
+CLIPS, CLIP_SECONDS = 24, (3.0, 8.0)  #: voice clips of every voice
+DELAY = 1  #: codes between a latent and its sound
+HELD_OUT = 50  #: every so many sentences one is never trained on
+#: parameters that start at zero, so that a block passes its input on
+STILL = (
+    "proj_out.weight",
+    "proj_out.bias",
+    "out_layers.3.weight",
+    "out_layers.3.bias",
+    "relative_attention_bias.weight",
+)
+
+
+def build(latent_dim: int = DIM) -> DiffusionTts:
+    """The network at its first step: it passes its input on, a good guess of the noise at most timesteps."""
+    model = DiffusionTts(
+        channels=CHANNELS, heads=HEADS, latent_dim=latent_dim, codes=1, layers=LAYERS, final_blocks=FINAL_BLOCKS,
+        integrator_layers=INTEGRATOR_LAYERS, latent_blocks=1, code_blocks=0, voice_blocks=1,
+    )  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(STILL):
+                parameter.zero_()
+        model.unconditioned_embedding.zero_()
+        middle = torch.eye(CHANNELS, MELS)
+        model.inp_block.weight.mul_(0.1)[..., 1] += middle
+        model.integrating_conv.weight[:, :CHANNELS, 0] = torch.eye(CHANNELS)
+        model.integrating_conv.weight[:, CHANNELS:].mul_(0.1)
+        norm, _, last = cast(tuple[nn.GroupNorm, nn.SiLU, nn.Conv1d], tuple(model.out))
+        norm.bias.fill_(2.0)  # where SiLU is nearly straight
+        assert last.bias is not None
+        last.weight.zero_()
+        last.weight[:MELS, :, 1] = middle.T / 1.1
+        last.bias.fill_(-1.0)  # of the variance: the lower bound
+        last.bias[:MELS] = -2.0 / 1.1
+    return model
+
+
+@dataclass
+class Batch:
+    """Rows of equally long segments."""
+
+    latents: Tensor  #: (rows, codes, dim)
+    mel: Tensor  #: (rows, MELS, frames) in [-1, 1]
+    clips: Tensor  #: (voices, MELS, clip frames)
+    voice: Tensor  #: (rows,) which of the clips
+    timestep: Tensor  #: (rows,) int64
+    noise: Tensor  #: like mel
+    dropped: Tensor  #: (rows,) bool: not conditioned
+
+    def to(self, device: str) -> Batch:
+        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+class Speech:
+    """Pairs of latents and mels, and clips of the voices, for batches."""
+
+    def __init__(self, stored: dict[str, Any], held_out: bool = False) -> None:
+        self.latents: list[list[Tensor]] = []
+        self.wavs: list[list[Tensor]] = []
+        self.clips: list[Tensor] = []
+        for voice in VOICES:
+            pairs = zip(stored["latents"][voice], stored["tails"][voice], strict=True)
+            latents = [torch.cat([spoken, tail]) for spoken, tail in pairs]
+            chosen = [i for i in range(len(latents)) if (i % HELD_OUT == HELD_OUT - 1) == held_out]
+            chosen = sorted((i for i in chosen if len(latents[i]) >= SHORTEST), key=lambda i: len(latents[i]))
+            self.latents.append([latents[i] for i in chosen])
+            self.wavs.append([stored["wavs"][voice][i] for i in chosen])
+            self.clips.append(voice_clips(stored["wavs"][voice]))
+        self.lengths = np.array([len(x) for x in self.latents[0]])
+
+    def draw(self, rng: np.random.Generator) -> Batch:
+        codes = int(rng.integers(SHORTEST, min(LONGEST, self.lengths[-1]) + 1))
+        frames = codes_to_frames(codes)
+        rows = max(len(VOICES), FRAMES // frames)
+        possible = int(np.searchsorted(self.lengths, codes))
+        latents, wavs = [], []
+        voice = np.arange(rows) % len(VOICES)
+        for which in voice:
+            i = int(rng.integers(possible, len(self.lengths)))
+            x = self.latents[which][i]
+            first = int(rng.integers(0, len(x) - codes + 1))
+            start = round((first - DELAY) * CODE_SECONDS * SAMPLE_RATE) - CONTEXT * HOP
+            latents.append(x[first : first + codes].float())
+            wavs.append(cut(self.wavs[which][i].numpy(), start, (frames + 2 * CONTEXT) * HOP))
+        mel = torch.from_numpy(normalize_mel(mels(torch.stack(wavs)).numpy()))
+        places = (np.arange(rows) + rng.random(rows)) / rows  # spread over the batch
+        return Batch(
+            latents=torch.stack(latents),
+            mel=mel,
+            clips=torch.stack([clips[int(rng.integers(len(clips)))] for clips in self.clips]),
+            voice=torch.from_numpy(voice),
+            timestep=torch.from_numpy((rng.permutation(places) ** EARLY * TRAINED_STEPS).astype(np.int64)),
+            noise=torch.from_numpy(rng.standard_normal(mel.shape, np.float32)),
+            dropped=torch.from_numpy(rng.random(rows) < DROPPED),
+        )
+
+
+def voice_clips(wavs: list[Tensor]) -> Tensor:
+    """Sentences (samples,) int16 -> (CLIPS, MELS, frames) as the runtime hears clips of them."""
+    rng, clips = np.random.default_rng(0), []
+    for _ in range(CLIPS):
+        wanted = int(rng.uniform(*CLIP_SECONDS) * SAMPLE_RATE)
+        parts: list[np.ndarray] = []
+        while sum(map(len, parts)) < wanted:
+            parts.append(wavs[int(rng.integers(len(wavs)))].numpy().astype(np.float32) / 32767)
+        clips.append(resample(np.concatenate(parts)[:wanted], SAMPLE_RATE, CODE_RATE))
+    return torch.from_numpy(conditioning.diffusion_mels(clips))
+
+
+class Noising:
+    """The schedule that the decoder is trained on."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        kept = make_schedule(TRAINED_STEPS).alphas_cumprod
+        self.signal, self.noise = (torch.from_numpy(x**0.5).float().to(device) for x in (kept, 1 - kept))
+        self.weight = torch.from_numpy(np.minimum(((1 - kept) / kept) ** 0.5, HEAVIEST)).float().to(device)
+
+    def __call__(self, mel: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """The noisy mel at each row's timestep."""
+        return self.signal[timestep][:, None, None] * mel + self.noise[timestep][:, None, None] * noise
+
+
+def losses(model: DiffusionTts, noising: Noising, batch: Batch) -> dict[str, Tensor]:
+    """-> ``noise``: weighted squared error of the noise; ``mel``: distance of the mels that conditions give."""
+    codes, frames = batch.latents.shape[1], batch.mel.shape[2]
+    index = torch.from_numpy(frame_index(codes, frames)).to(batch.mel.device)
+    voice = model.encode_voice(batch.clips)[batch.voice]
+    aligned, free = model.align(batch.latents, voice, index)
+    aligned = torch.where(batch.dropped[:, None, None], free, aligned)
+    condition = model.condition(aligned, batch.timestep)
+    heard = ~batch.dropped
+    given = model.mel_head(condition[heard].transpose(1, 2))
+    found = model.denoise(noising(batch.mel, batch.noise, batch.timestep), condition, batch.timestep)
+    error = (found[:, :MELS] - batch.noise).pow(2).mean((1, 2))
+    return dict(
+        noise=(error * noising.weight[batch.timestep]).mean(),
+        mel=(given - batch.mel[heard]).abs().sum() / max(1, given.numel()),
+    )
+
+
+def of_codes(work: loop.Work, sentences: int = 6000) -> dict[str, Any]:
+    """Like the latents that ``latents.make`` stores, but vectors of codes, which are there long before latents are."""
+    vectors, _ = codebook(work)
+    codes = torch.load(work.folder / "codes.pt", weights_only=True)
+    found: list[Tensor] = []
+    wavs: dict[str, list[Tensor]] = {voice: [] for voice in VOICES}
+    for path in shards.paths(work.data):
+        rows = shards.read(path)
+        if "wav" not in rows[0] or len(found) >= sentences:
+            break
+        found += [read_vectors(spoken, vectors).half() for spoken in codes[path.name]]
+        for row in rows:
+            for voice in VOICES:
+                wavs[voice].append(torch.from_numpy(row["wav"][voice]))
+    silent = [vectors[CALM_TOKEN].half().repeat(TAIL, 1)] * len(found)
+    return dict(latents=dict.fromkeys(VOICES, found), tails=dict.fromkeys(VOICES, silent), wavs=wavs)
+
+
+def train_on_codes(work: loop.Work, steps: int = 14000) -> None:
+    """From the VQ-VAE's code vectors, as latents would have read them."""
+    if not work.finished(CODES_STAGE):
+        stored = of_codes(work)
+        latent_dim = stored["latents"]["alto"][0].shape[1]
+        _train(work, CODES_STAGE, steps, stored, lambda: build(latent_dim), 1e-3)
+
+
+def train(work: loop.Work, steps: int = 6000) -> None:
+    """From latents. The start is the decoder of codes behind a linear map from latents to code vectors."""
+    if work.finished(STAGE):
+        return
+    stored = torch.load(work.folder / "latents.pt", weights_only=True)
+
+    def first() -> DiffusionTts:
+        weights = work.weights(CODES_STAGE)
+        fold_input(weights, "latent_conditioner.0", *to_read_vectors(work, stored))
+        model = build()
+        model.load_state_dict(weights)
+        return model
+
+    _train(work, STAGE, steps, stored, first, 5e-4)
+
+
+def _train(
+    work: loop.Work,
+    stage: str,
+    steps: int,
+    stored: dict[str, Any],
+    first: Callable[[], DiffusionTts],
+    rate: float,
+) -> None:
+    torch.set_num_threads(work.threads)
+    torch.manual_seed(work.seed)
+    learner = first().to(work.device)
+    speech, unheard = Speech(stored), Speech(stored, held_out=True)
+    model = copy.deepcopy(learner).requires_grad_(False)
+    noising = Noising(work.device)
+    optimizer = torch.optim.AdamW(learner.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.0)
+
+    def step(number: int, rng: np.random.Generator) -> dict[str, float]:
+        found = losses(learner, noising, speech.draw(rng).to(work.device))
+        optimizer.zero_grad()
+        (found["noise"] + found["mel"]).backward()
+        nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+        optimizer.step()
+        share = 1 - min(AVERAGE, (1 + number) / (10 + number))
+        torch._foreach_lerp_(list(model.parameters()), list(learner.parameters()), share)
+        return {name: value.item() for name, value in found.items()}
+
+    @torch.no_grad()
+    def evaluate() -> dict[str, float]:
+        rng, count = np.random.default_rng(0), 24
+        sums: dict[str, float] = {}
+        for _ in range(count):
+            for name, value in losses(model, noising, unheard.draw(rng).to(work.device)).items():
+                sums[name] = sums.get(name, 0.0) + value.item() / count
+        return sums
+
+    modules = {"model": model, "learner": learner}
+    loop.run(work, stage, step, steps, modules, [optimizer], loop.cosine(200), evaluate, evaluate_every=500)
+
+
+def load(work: loop.Work) -> DiffusionTts:
+    model = build()
+    model.load_state_dict(work.weights(STAGE))
+    return model.eval()
