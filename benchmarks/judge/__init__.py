@@ -1,0 +1,1 @@
+"""Judges of speech: what a recogniser understands, how clean it sounds, whose voice it is."""
