@@ -31,13 +31,14 @@ from tortoise_rt.bundle import (
     remember_verified,
     unlisted,
 )
-from tortoise_rt.errors import BundleError, OutputError
+from tortoise_rt.errors import BundleError, EngineError, OutputError, suggest
 from tortoise_rt.spec import CHECKPOINT_FILES, GRAPHS
 from tortoise_rt.text import Tokenizer
 
 from .checkpoints import Checkpoints
 from .onnx import write_graph
 from .parity import GraphParity, check_graphs, require_parity
+from .quantize import PRECISIONS, graph_precision
 
 #: called with (what is being done, done, total)
 Progress = Callable[[str, int, int], None]
@@ -46,9 +47,10 @@ MIN_ONNXRUNTIME = "1.20"
 SPACE_MARGIN = 64 << 20  #: bytes wanted free beyond the weights themselves
 
 
-def default_output(checkpoints: Path, target: str) -> Path:
-    """Where a bundle goes when nothing is said: the cache, named after the checkpoint folder and the target."""
-    return cache_folder() / "engines" / f"{checkpoints.resolve().name}-{target}"
+def default_output(checkpoints: Path, target: str, precision: str = "fp32") -> Path:
+    """Where a bundle goes when nothing is said: the cache, named after the checkpoint folder, target and precision."""
+    kind = target if precision == "fp32" else f"{target}-{precision}"
+    return cache_folder() / "engines" / f"{checkpoints.resolve().name}-{kind}"
 
 
 def export_bundle(
@@ -60,16 +62,20 @@ def export_bundle(
     check: bool = True,
     record_source: bool = True,
     tokenizer: str | Path | None = None,
+    precision: str = "fp32",
     progress: Progress = lambda what, done, total: None,
 ) -> tuple[Bundle, list[GraphParity]]:
     """Export every network of a checkpoint folder for ONNX Runtime on CPU; -> the bundle and its parity report.
 
     ``record_source`` keeps the checkpoint folder's path in the manifest, for verify and the torch backend.
+    ``precision`` is "fp32" or "int8" (matrices in blocks of eight bits, see ``export.quantize``).
     ``tokenizer`` is the tokenizer.json to take along; by default the one beside the checkpoints, if any.
     Written under a temporary name beside ``output`` and renamed when complete, under a lock. Raises
     OutputError when that cannot be done, CheckpointError for unusable checkpoints, ExportError when a graph
     does not agree with its module.
     """
+    if precision not in PRECISIONS:
+        raise EngineError(f'no precision is called "{precision}". {suggest(precision, PRECISIONS)}')
     source = Checkpoints(checkpoints)
     output = Path(output).resolve()
     chosen = _check_tokenizer(tokenizer, source.folder / "tokenizer.json")
@@ -85,7 +91,7 @@ def export_bundle(
             model = {"name": name or folder.name, "folder": str(folder) if record_source else ""}
             if chosen is not None:
                 shutil.copyfile(chosen, temporary / "tokenizer.json")
-            report, verified = _write(source, temporary, model, check, progress)
+            report, verified = _write(source, temporary, model, check, precision, progress)
             publish(temporary, output)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -144,10 +150,11 @@ def _check_tokenizer(named: str | Path | None, beside: Path) -> Path | None:
 
 
 def _write(
-    source: Checkpoints, folder: Path, model: dict[str, Any], check: bool, progress: Progress
+    source: Checkpoints, folder: Path, model: dict[str, Any], check: bool, precision: str, progress: Progress
 ) -> tuple[list[GraphParity], dict[str, Identity]]:
     """Write all graphs and the manifest into ``folder``; -> parity, and the files as hashed."""
     graphs = {g: spec for g, spec in GRAPHS.items() if spec.network in source.networks}
+    precisions = {graph: graph_precision(graph, precision) for graph in graphs}
     steps, done = len(source.networks) * 2 + len(graphs) * (1 + check), 0
     dims: dict[str, int] = {}
     for network in source.networks:
@@ -159,7 +166,7 @@ def _write(
         done += 1
         for graph in (g for g, spec in graphs.items() if spec.network == network):
             progress(f"writing {graph}", done, steps)
-            write_graph(graph, weights, dims, config, folder)
+            write_graph(graph, weights, dims, config, folder, precisions[graph])
             done += 1
         del module, weights
         gc.collect()
@@ -182,7 +189,7 @@ def _write(
             "notice": source.config.get("notice", ""),
         },
         "target": _target(),
-        "precision": dict.fromkeys(graphs, "fp32"),
+        "precision": precisions,
         "graphs": {graph: f"{graph}.onnx" for graph in graphs},
         "files": {path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in written},
         "dims": dims,

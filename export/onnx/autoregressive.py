@@ -41,9 +41,9 @@ def build_step(g: GraphBuilder, config: Mapping[str, Any]) -> None:
             mixed, residual = g.slice(mixed, 1, codes), g.slice(residual, 1, codes)
         out = g.matmul(mixed, f"{key}.attn.c_proj.weight", _padded_rows(g, layer))
         h, residual = _add_norm(g, out, residual, f"{key}.attn.c_proj.bias", f"{key}.ln_2")
-        inner = g.op("MatMul", h, g.param(f"{key}.mlp.c_fc.weight"))
+        inner = g.matmul(h, f"{key}.mlp.c_fc.weight", g.weights[f"{key}.mlp.c_fc.weight"])
         inner = g.op("FastGelu", inner, g.param(f"{key}.mlp.c_fc.bias"), domain=CONTRIB)
-        out = g.op("MatMul", inner, g.param(f"{key}.mlp.c_proj.weight"))
+        out = g.matmul(inner, f"{key}.mlp.c_proj.weight", g.weights[f"{key}.mlp.c_proj.weight"])
         following = "gpt.ln_f" if layer == layers - 1 else f"gpt.h.{layer + 1}.ln_1"
         h, residual = _add_norm(g, out, residual, f"{key}.mlp.c_proj.bias", following)
     latents = g.layer_norm(h, "final_norm")

@@ -14,6 +14,7 @@ import onnx
 from onnx import helper
 
 from tortoise_rt._version import __version__
+from tortoise_rt.export import quantize
 from tortoise_rt.spec import Dims, GraphSpec, TensorSpec
 
 from .weights import TensorWriter, fits_half
@@ -29,11 +30,14 @@ Weights = Mapping[str, np.ndarray]
 class GraphBuilder:
     """Collects the nodes, weights, inputs and outputs of one graph.
 
-    weights: the network's state dict, weight norm folded; read by key.
+    weights: the network's state dict, weight norm folded; read by key. precision: see ``export.quantize``.
     """
 
-    def __init__(self, spec: GraphSpec, weights: Weights, dims: Dims, writer: TensorWriter) -> None:
+    def __init__(
+        self, spec: GraphSpec, weights: Weights, dims: Dims, writer: TensorWriter, precision: str = "fp32"
+    ) -> None:
         self.spec = spec
+        self.precision = precision
         self.weights = weights
         self.dims = dims
         self._writer = writer
@@ -73,7 +77,7 @@ class GraphBuilder:
             doc_string=f'Graph "{self.spec.name}" of the {self.spec.network} network',
         )
         helper.set_model_props(
-            model, {"graph": self.spec.name, "network": self.spec.network, "precision": "fp32"}
+            model, {"graph": self.spec.name, "network": self.spec.network, "precision": self.precision}
         )
         return model
 
@@ -184,9 +188,24 @@ class GraphBuilder:
 
     # --- layers ---
 
-    def matmul(self, x: str, name: str, matrix: np.ndarray) -> str:
-        """x: (..., in) times a constant (in, out)."""
-        return self.op("MatMul", x, self.tensor(name, matrix))
+    def matmul(self, x: str, name: str, matrix: np.ndarray, output: str | None = None) -> str:
+        """x: (..., in) times a constant (in, out), in the graph's precision."""
+        if self.precision == "fp32" or not quantize.quantizable(matrix):
+            return self.op("MatMul", x, self.tensor(name, matrix), output=output)
+        packed, scales = quantize.quantize_blocks(matrix)
+        return self.op(
+            "MatMulNBits",
+            x,
+            self.tensor(f"{name}/bytes", packed),
+            self.tensor(f"{name}/scales", scales.reshape(-1)),
+            output=output,
+            domain=CONTRIB,
+            K=len(matrix),
+            N=matrix.shape[1],
+            bits=8,
+            block_size=quantize.BLOCK,
+            accuracy_level=quantize.INT8_ACCURACY,
+        )
 
     def linear(self, x: str, key: str, output: str | None = None) -> str:
         """A linear layer or 1-tap convolution, token-major; its weight is (out, in) or (out, in, 1)."""
@@ -194,7 +213,7 @@ class GraphBuilder:
         matrix = weight.reshape(len(weight), -1).T
         bias = f"{key}.bias"
         if bias not in self.weights:
-            return self.op("MatMul", x, self.tensor(f"{key}.weight", matrix), output=output)
+            return self.matmul(x, f"{key}.weight", matrix, output)
         return self.add(self.matmul(x, f"{key}.weight", matrix), self.param(bias), output=output)
 
     def taps(self, x: str, count: int = 3, dilation: int = 1, mode: str = "constant") -> str:

@@ -27,8 +27,10 @@ ABOUT = {
     "diffusion_codes": "learn the diffusion decoder from code vectors",
     "diffusion": "learn the diffusion decoder from latents",
     "aligner": "learn where characters are spoken",
+    "clips": "write the clips of the voices that ship",
     "keep": "round the weights to half precision and put them where they are committed",
 }
+VOICES_FOLDER = Path(__file__).resolve().parents[3] / "voices"
 TRAINED = ("vqvae", "autoregressive", "hifigan", "clvp", "univnet", "diffusion", "aligner")
 
 
@@ -65,7 +67,7 @@ def _keep(work: loop.Work) -> None:
 
 def actions(work: loop.Work, wordnet: Path, processes: int) -> dict[str, Callable[[], object]]:
     """What each stage does, in the order of a training from nothing."""
-    from . import aligner, autoregressive, clvp, diffusion, hifigan, latents, tokens, univnet, vqvae
+    from . import aligner, autoregressive, clips, clvp, diffusion, hifigan, latents, tokens, univnet, vqvae
 
     return {
         "corpus": lambda: _corpus(work, wordnet),
@@ -82,6 +84,7 @@ def actions(work: loop.Work, wordnet: Path, processes: int) -> dict[str, Callabl
         "diffusion_codes": lambda: diffusion.train_on_codes(work),
         "diffusion": lambda: diffusion.train(work),
         "aligner": lambda: aligner.train(work),
+        "clips": lambda: clips.write(VOICES_FOLDER),
         "keep": lambda: _keep(work),
     }
 

@@ -1,0 +1,94 @@
+"""Weights in eight bits: how far they are off, what they apply to, and that rows stay independent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cli import ok, run
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("torch")
+
+from tortoise_rt import open_engine  # noqa: E402
+from tortoise_rt.export import parity, quantize  # noqa: E402
+from tortoise_rt.export.bundle import export_bundle  # noqa: E402
+from tortoise_rt.export.checkpoints import Checkpoints  # noqa: E402
+
+TEXT = np.arange(20)[None] % 11
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 130), st.integers(1, 40), st.integers(0, 2**31))
+def test_weights_are_off_by_half_a_step_at_most(inputs: int, outputs: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scale = np.exp(rng.normal(size=(1, outputs)) * 3)
+    matrix = (rng.standard_normal((inputs, outputs)) * scale).astype(np.float32)
+    matrix[:, rng.integers(outputs)] = 0
+    packed, scales = quantize.quantize_blocks(matrix)
+    blocks = -(-inputs // quantize.BLOCK)
+    assert packed.shape == (outputs, blocks, quantize.BLOCK) and scales.shape == (outputs, blocks)
+    found = quantize.dequantize_blocks(packed, scales, inputs)
+    steps = scales.repeat(quantize.BLOCK, 1)[:, :inputs].T
+    assert np.all(np.abs(found - matrix) <= 0.5001 * steps)
+    again, same = quantize.quantize_blocks(found)  # what is on the grid stays there
+    np.testing.assert_array_equal(again, packed)
+    np.testing.assert_allclose(same, scales, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def bundles(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """All networks in fp32 and in int8, without their checks."""
+    folder = tmp_path_factory.mktemp("precisions")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORTOISE_RT_CACHE", str(folder / "cache"))
+        for precision in quantize.PRECISIONS:
+            export_bundle(data, folder / precision, check=False, precision=precision)
+    return {precision: folder / precision for precision in quantize.PRECISIONS}
+
+
+def test_only_large_matrices_of_some_graphs_are_in_eight_bits(bundles: dict[str, Path]) -> None:
+    engine = open_engine(bundles["int8"])
+    assert {g for g, p in engine.info.precision.items() if p == "int8"} == set(quantize.QUANTIZED)
+    for graph in engine.info.graphs:
+        model = onnx.load(bundles["int8"] / f"{graph}.onnx", load_external_data=False)
+        nodes = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+        assert bool(nodes) == (graph in quantize.QUANTIZED), graph
+        assert {p.key: p.value for p in model.metadata_props}["precision"] == engine.info.precision[graph]
+        sizes = {a.name: a.i for node in nodes[:1] for a in node.attribute}
+        assert not nodes or sizes["K"] * sizes["N"] >= quantize.LEAST_SIZE
+    big, small = ((bundles[p] / "ar_step.data").stat().st_size for p in quantize.PRECISIONS)
+    assert small < 0.6 * big
+
+
+def test_every_graph_is_near_its_module_and_not_equal_to_it(bundles: dict[str, Path], data: Path) -> None:
+    report = {p.graph: p for p in parity.check_graphs(open_engine(bundles["int8"]), Checkpoints(data))}
+    parity.require_parity(list(report.values()))
+    for graph, found in report.items():
+        assert found.bound == (0.05 if graph in quantize.QUANTIZED else 1e-4)
+        assert graph not in quantize.QUANTIZED or found.error > 1e-5, graph
+
+
+def test_a_row_does_not_depend_on_the_others(bundles: dict[str, Path]) -> None:
+    """One code for each of several rows, whose activations differ in size, against every row alone."""
+    engine = open_engine(bundles["int8"])
+    rng = np.random.default_rng(0)
+    voice = rng.standard_normal((4, engine.dims["ar.dim"])).astype(np.float32)
+    voice *= np.array([0.01, 1, 30, 1])[:, None].astype(np.float32)
+    codes, position = rng.integers(0, 50, (4, 1)), np.zeros((4, 1), np.int64)
+    together, _ = engine.ar_step(engine.new_cache(4, 30), codes, position, voice, TEXT.repeat(4, 0))
+    for row in range(4):
+        one = slice(row, row + 1)
+        alone, _ = engine.ar_step(engine.new_cache(1, 30), codes[one], position[one], voice[one], TEXT)
+        assert parity.relative_error(together[one], alone) < 1e-5
+
+
+def test_the_command_line_exports_it(data: Path, folder: Path) -> None:
+    result = ok("export", "--checkpoints", str(data), "--precision", "int8", "-o", "bundle")
+    assert "int8" in result.output and "fp32" in result.output
+    failed = run("export", "--checkpoints", str(data), "--precision", "int4", "-o", "other")
+    assert failed.exit_code == 2 and 'no precision is called "int4"' in failed.output
