@@ -193,3 +193,23 @@ def test_silence_has_the_code_the_runtime_expects() -> None:
     near = (model.codebook - model.codebook[CALM_TOKEN]).pow(2).sum(1).argsort()[:3].tolist()
     assert set(near) == {CALM_TOKEN, *TAIL_TOKENS}
     assert sorted(before.sum(1).tolist()) == sorted(model.codebook.sum(1).tolist())
+
+
+def test_kept_weights_are_the_model_in_half_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "KEPT", tmp_path / "kept")
+    torch.manual_seed(0)
+    work, model = loop.Work(tmp_path), vqvae.VQVAE()
+    modules = {"model": model.state_dict(), "judge": {"x": torch.ones(3)}}
+    loop.save({"modules": modules, "step": 5, "steps": 5}, work.state(vqvae.STAGE))
+    path = work.keep(vqvae.STAGE)
+    work.state(vqvae.STAGE).unlink()
+    kept = work.weights(vqvae.STAGE)
+    assert path.stat().st_size < sum(v.numel() for v in model.state_dict().values()) * 2
+    assert kept.keys() == {k for k in model.state_dict() if not k.startswith(loop.LEFT_OUT[vqvae.STAGE])}
+    for key, value in kept.items():
+        torch.testing.assert_close(value, model.state_dict()[key].half().float())
+    assert torch.equal(vqvae.load(work).codebook, kept["codebook"])
+    with pytest.raises(FileNotFoundError, match="have no decoder: run the stage vqvae first"):
+        vqvae.load(work, decoder=True)

@@ -163,7 +163,7 @@ class _Codec:
     """Mels as the VQ-VAE's codes leave them."""
 
     def __init__(self, work: loop.Work) -> None:
-        self.model = vqvae.load(work)
+        self.model = vqvae.load(work, decoder=True)
 
     @torch.no_grad()
     def __call__(self, spoken: Spoken) -> Spoken:

@@ -31,7 +31,7 @@ from .vqvae import CODES, PHONEMES
 STAGE = "autoregressive"
 START_TEXT, START, STOP = ENTRIES, CODES, CODES + 1
 TEXT_POSITIONS, CODE_POSITIONS = 202, 254  # of 200 text ids and 250 codes, as the original counts them
-DIM, LAYERS, HEADS, VOICE_BLOCKS = 256, 6, 4, 6
+DIM, LAYERS, HEADS, VOICE_BLOCKS = 256, 6, 4, 2
 READING_LAYERS = (1, 2, 3, 4)  #: whose first head is taught where to look
 READING_WIDTH = 1.0  #: text ids
 CLIP_FRAMES = 517  #: mel frames of a voice clip: 6 s

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 Step = Callable[[int, np.random.Generator], Mapping[str, float]]
 
 KEPT = Path(__file__).parent / "weights"  #: weights without optimisers, as committed
+#: stage -> parts of its model that are not kept: nothing that goes on from kept weights needs them
+LEFT_OUT: Mapping[str, tuple[str, ...]] = {"vqvae": ("decoder.", "to_mel.", "to_phonemes.")}
 LOG_EVERY = 100  #: steps
 SAVE_EVERY = 120  #: seconds
 
@@ -85,15 +87,15 @@ class Work:
             file.write(json.dumps({**record, "machine": platform.processor() or platform.machine()}) + "\n")
 
     def keep(self, stage: str) -> Path:
-        """Write a stage's weights, rounded to half precision, to where they are committed."""
+        """Write a stage's model, rounded to half precision, to where it is committed: what helped it learn is left out."""
         state = self.read_state(stage)
         if state is None:
             raise FileNotFoundError(f"nothing to keep: {self.state(stage)} does not exist")
         KEPT.mkdir(exist_ok=True)
         tensors = {
-            f"{module}/{key}": (value.half() if value.is_floating_point() else value).contiguous()
-            for module, weights in state["modules"].items()
-            for key, value in weights.items()
+            f"model/{key}": (value.half() if value.is_floating_point() else value).contiguous()
+            for key, value in state["modules"]["model"].items()
+            if not key.startswith(LEFT_OUT.get(stage, ()))
         }
         path = KEPT / f"{stage}.safetensors"
         save_file(tensors, path, metadata={"stage": stage, "step": str(state["step"])})

@@ -110,9 +110,17 @@ class VQVAE(nn.Module):
             table.copy_(table[order].clone())
 
 
-def load(work: loop.Work) -> VQVAE:
+def load(work: loop.Work, decoder: bool = False) -> VQVAE:
+    """The trained model. ``decoder``: whether that part is needed, which the committed weights do not have."""
     model = VQVAE()
-    model.load_state_dict(work.weights(STAGE))
+    weights = work.weights(STAGE)
+    missing, strange = model.load_state_dict(weights, strict=False)
+    if missing and decoder:
+        raise FileNotFoundError(
+            f"the committed weights of {STAGE} have no decoder: run the stage {STAGE} first"
+        )
+    if strange or any(not key.startswith(loop.LEFT_OUT[STAGE]) for key in missing):
+        raise ValueError(f"these are no weights of stage {STAGE}: missing {missing}, unknown {strange}")
     return model.eval()
 
 
