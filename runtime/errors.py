@@ -10,6 +10,7 @@
     ├── BundleError            engine bundles: missing, damaged, of another format
     │   └── BundleMismatch     a sound bundle that was made for another machine or library
     ├── EngineError            a network this engine lacks, wrong inputs to a graph
+    ├── FetchError             a file could not be downloaded
     ├── OutputError            the result could not be written
     └── MissingDependency      an optional package is needed; the message names the extra
 
@@ -60,6 +61,10 @@ class BundleMismatch(BundleError):
 
 class EngineError(TortoiseError):
     """The engine cannot do what was asked of it."""
+
+
+class FetchError(TortoiseError):
+    """A file could not be downloaded."""
 
 
 class OutputError(TortoiseError):

@@ -55,7 +55,7 @@ def test_say_with_nothing_named(folder: Path) -> None:
     (line,) = result.stderr.splitlines()
     own = read_bundle(demo_folder()).manifest["defaults"]
     assert f"the demo engine speaks (voice {own['voice']}, decoder {own['decoder']}, " in line
-    assert "tortoise-rt export --checkpoints DIR" in line
+    assert "tortoise-rt fetch" in line
     wav, rate = soundfile.read(folder / "hello.wav", dtype="float32")
     assert rate == 24000 and 1.0 < len(wav) / rate < 5.0
     assert ok("say", TEXT, "-o", "quiet.wav", "--seed", "1", "--quiet").output == ""

@@ -15,7 +15,7 @@ from tortoise_rt.compat import api, api_fast
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = """
-ARSettings AudioError BundleError BundleMismatch CheckpointError DiffusionSettings EngineError InputError
+ARSettings AudioError BundleError BundleMismatch CheckpointError DiffusionSettings EngineError FetchError InputError
 MissingDependency OutputError PRESETS Pipeline Result Settings SettingsError TextError TextToSpeech TortoiseError
 Voice VoiceError VoiceLatents __version__ classify_audio_clip load_audio load_voice make_settings open_engine
 """

@@ -13,6 +13,7 @@ from ..errors import TortoiseError
 from .detect import detect
 from .doctor import doctor
 from .export import export
+from .fetch import fetch
 from .say import say
 from .verify import verify
 from .voices import voices
@@ -60,5 +61,5 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (say, export, verify, voices, detect, doctor):
+for command in (say, fetch, export, verify, voices, detect, doctor):
     main.add_command(command)

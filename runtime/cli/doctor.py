@@ -137,4 +137,4 @@ def _next_steps(installed: dict[str, str], usable: list[Path], demo: Path) -> li
         steps.append('tortoise-rt say "Hello there." -o hello.wav   (with the demo engine)')
     if not installed["torch"] or not installed["onnx"]:
         steps.append("pip install 'tortoise-rt[export]'   (PyTorch and ONNX, to export checkpoints)")
-    return [*steps, "tortoise-rt export --checkpoints DIR   (an engine from your checkpoints)"]
+    return [*steps, "tortoise-rt fetch, then export --checkpoints DIR   (an engine of TorToiSe itself)"]

@@ -96,7 +96,7 @@ def introduce(engine: Engine, named: bool, does: str) -> None:
     if not named and engine.info.backend != "fake":
         click.echo(
             f"No engine named: the demo engine {does}, {engine.info.notice}. "
-            "For TorToiSe itself: tortoise-rt export --checkpoints DIR (see README), then --engine",
+            "For TorToiSe itself: tortoise-rt fetch, then export (see README)",
             err=True,
         )
     elif engine.info.notice:

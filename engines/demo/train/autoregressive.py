@@ -193,7 +193,7 @@ def codebook(work: loop.Work) -> tuple[Tensor, np.ndarray]:
     return torch.cat([normalised, torch.zeros(2, table.shape[1])]), near
 
 
-def train(work: loop.Work, steps: int = 6400, tokens: int = 3600) -> None:
+def train(work: loop.Work, steps: int = 5000, tokens: int = 3600) -> None:
     if work.finished(STAGE):
         return
     torch.set_num_threads(work.threads)

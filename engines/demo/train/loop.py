@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import json
 import os
 import platform
@@ -84,7 +86,7 @@ class Work:
 
     def log(self, record: Mapping[str, Any]) -> None:
         with (self.folder / "results.jsonl").open("a") as file:
-            file.write(json.dumps({**record, "machine": platform.processor() or platform.machine()}) + "\n")
+            file.write(json.dumps({**record, "machine": _machine(), "torch": torch.__version__}) + "\n")
 
     def keep(self, stage: str) -> Path:
         """Write a stage's model, rounded to half precision, to where it is committed: what helped it learn is left out."""
@@ -100,6 +102,18 @@ class Work:
         path = KEPT / f"{stage}.safetensors"
         save_file(tensors, path, metadata={"stage": stage, "step": str(state["step"])})
         return path
+
+
+@functools.cache
+def _machine() -> str:
+    """The processor's model where the system tells it, and the number of cores."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def save(value: Any, path: Path) -> None:
