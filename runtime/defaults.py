@@ -46,6 +46,10 @@ def settings_for(
         elif not engine.has("cvvp_speech" if merged.get("cvvp_amount") == 1 else "clvp_speech"):
             merged["num_autoregressive_samples"] = merged.get("k", 1)
             log.info("%s cannot rank samples: drawing no more than are returned", engine.info.source)
+        elif "num_autoregressive_samples" in own:  # enough for what the caller wants returned
+            merged["num_autoregressive_samples"] = max(
+                merged["num_autoregressive_samples"], merged.get("k", 1)
+            )
     return make_settings(**merged)
 
 

@@ -38,7 +38,7 @@ def test_what_is_installed_of_it_is_the_bundle() -> None:
     installed = {p for pattern in patterns for p in engines.folder().glob(pattern) if p.is_file()}
     bundle = read_bundle(demo_folder())
     assert {p.name for p in installed if p.parent == bundle.folder} == {MANIFEST, *bundle.manifest["files"]}
-    assert {p.name for p in installed if p.parent != bundle.folder} == {"NOTICE.md"}
+    assert {p.name for p in installed if p.parent != bundle.folder} == {"NOTICE.md", "MODEL_CARD.md"}
 
 
 @pytest.mark.parametrize("name", sorted({p.parent.name for p in voices.folder().glob("*/*.flac")}))

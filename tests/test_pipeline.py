@@ -185,4 +185,5 @@ def test_defaults_of_the_engine_come_between() -> None:
     assert settings_for(engine, fallback="fast").ar.samples == 4
     assert settings_for(engine, fallback="fast").diffusion.iterations == 200
     assert settings_for(engine, "fast").ar.samples == 96
+    assert settings_for(engine, k=9).ar.samples == 9 and settings_for(engine, k=2).ar.samples == 4
     assert settings_for(engine, "fast", num_autoregressive_samples=2).ar.samples == 2

@@ -213,3 +213,21 @@ def test_kept_weights_are_the_model_in_half_precision(
     assert torch.equal(vqvae.load(work).codebook, kept["codebook"])
     with pytest.raises(FileNotFoundError, match="have no decoder: run the stage vqvae first"):
         vqvae.load(work, decoder=True)
+
+
+def test_latents_are_taught_the_mel_of_the_code_they_have_read() -> None:
+    example = made_up(3, 20, 6)
+    mel = torch.randn(80, 24).half()
+    mels = autoregressive.Mels.__new__(autoregressive.Mels)
+    mels.kept = {
+        (example.shard, example.row): mel[:, :22]
+    }  # padded with silence to whole codes, and two more
+    found = mels.of(example)
+    assert found.shape == (8, 320)
+    frame = (mel[:, 5].float() + 6.0) / 3.2  # the second of the second code
+    torch.testing.assert_close(found[1, 80:160], frame)
+    batch = autoregressive.collate([example], mels=[found[:6]])
+    assert batch.read_mels.shape == (7, 320) and torch.equal(batch.read_mels[1:], found[:6])
+    silent = (float(np.log(1e-5)) + 6.0) / 3.2
+    torch.testing.assert_close(batch.read_mels[0], torch.full((320,), silent))
+    assert len(autoregressive.collate([example]).read_mels) == 0

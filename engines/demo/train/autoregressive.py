@@ -1,8 +1,8 @@
 """Training of the autoregressive network: codes from text, with what the teacher knows about timing.
 
 Beside the codes (cross entropy) it learns: to read the text in step with the speech (one head of some layers must look
-at the text id being spoken), to keep the phonemes in its latents, and to keep the code it has just read in them, so
-that a vocoder can be fed with them. The voice encoder must tell the voices apart.
+at the text id being spoken), to keep the phonemes in its latents, and to keep the code it has just read in them and
+what that sounds like, so that a vocoder can be fed with them. The voice encoder must tell the voices apart.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from tortoise_rt.spec import AR_MELS, CALM_TOKEN
 
 from . import loop, shards, vqvae
 from .examples import Example, prepare, split
-from .features import mel_norms
+from .features import MEL_MEAN, MEL_SCALE, SILENCE, mel_norms
 from .muon import Muon
+from .shards import FRAMES_PER_CODE
 from .teacher import VOICES
 from .tokens import ENTRIES
 from .vqvae import CODES, PHONEMES
@@ -57,13 +58,14 @@ def build() -> UnifiedVoice:
 
 
 class Judges(nn.Module):
-    """What only training needs: reads phonemes and the code just read from a latent, and the voice from its own."""
+    """What only training needs: reads from a latent the phonemes, the code just read and its mel, and the voice from its own."""
 
     def __init__(self, code_dim: int = 64) -> None:
         super().__init__()
         self.phonemes = nn.Linear(DIM, 2 * PHONEMES)
         self.code = nn.Linear(DIM, code_dim)
         self.voice = nn.Linear(DIM, len(VOICES))
+        self.mel = nn.Linear(DIM, FRAMES_PER_CODE * AR_MELS)
 
 
 @dataclass
@@ -80,6 +82,9 @@ class Batch:
     next_text: Tensor
     phonemes: Tensor  #: (latents, 2)
     read_codes: Tensor  #: (latents,) the code each latent has read last; silence for the first
+    read_mels: (
+        Tensor  #: (latents, 320) the normalised mel frames of that code; empty where they are not given
+    )
 
     def to(self, device: str) -> Batch:
         return Batch(**{name: value.to(device) for name, value in vars(self).items()})
@@ -89,8 +94,12 @@ def collate(
     examples: Sequence[Example],
     inputs: Sequence[np.ndarray] | None = None,
     texts: Sequence[np.ndarray] | None = None,
+    mels: Sequence[Tensor] = (),
 ) -> Batch:
-    """``inputs``: the codes to read where they differ from those to predict; ``texts``: likewise."""
+    """``inputs``: the codes to read where they differ from those to predict; ``texts``: likewise.
+
+    ``mels``: (codes, 320) of each row, see Mels.
+    """
     texts = [e.text for e in examples] if texts is None else texts
     inputs = [e.codes for e in examples] if inputs is None else inputs
     rows, time = len(examples), max(len(t) + len(e.codes) + 5 for t, e in zip(texts, examples, strict=True))
@@ -116,9 +125,12 @@ def collate(
         phonemes.append(np.concatenate([example.phonemes, example.phonemes[-1:]]))
         read_codes.append(np.append(CALM_TOKEN, codes))
     t = torch.from_numpy
+    before = torch.full((1, FRAMES_PER_CODE * AR_MELS), (SILENCE - MEL_MEAN) / MEL_SCALE)
+    read_mels = [part for mel in mels for part in (before, mel)] or [torch.empty(0, before.shape[1])]
     return Batch(
         t(ids), t(positions), t(is_code), t(is_text), t(reads), t(reading), t(np.concatenate(next_codes)),
         t(np.concatenate(next_text)), t(np.concatenate(phonemes)), t(np.concatenate(read_codes)),
+        torch.cat(read_mels),
     )  # fmt: skip
 
 
@@ -174,6 +186,22 @@ class VoiceClips:
         return mel[:, start : start + CLIP_FRAMES] / mel_norms()[:AR_MELS, None]
 
 
+class Mels:
+    """What the codes of every example sound like in the teacher's voice."""
+
+    def __init__(self, work: loop.Work) -> None:
+        self.kept = {
+            (number, index): row["mel"]["alto"]
+            for number, path in enumerate(shards.paths(work.data))
+            for index, row in enumerate(shards.read(path))
+        }
+
+    def of(self, example: Example) -> Tensor:
+        """(codes, 320), normalised."""
+        mel = (shards.padded(self.kept[example.shard, example.row]) - MEL_MEAN) / MEL_SCALE
+        return mel.T.reshape(-1, FRAMES_PER_CODE * AR_MELS)
+
+
 def disturbed(
     codes: np.ndarray, near: np.ndarray, rng: np.random.Generator, share: float = 0.10, wild: float = 0.03
 ) -> np.ndarray:
@@ -193,7 +221,7 @@ def codebook(work: loop.Work) -> tuple[Tensor, np.ndarray]:
     return torch.cat([normalised, torch.zeros(2, table.shape[1])]), near
 
 
-def train(work: loop.Work, steps: int = 5000, tokens: int = 3600) -> None:
+def train(work: loop.Work, steps: int = 4300, tokens: int = 3600) -> None:
     if work.finished(STAGE):
         return
     torch.set_num_threads(work.threads)
@@ -202,7 +230,7 @@ def train(work: loop.Work, steps: int = 5000, tokens: int = 3600) -> None:
     lengths = np.array([len(e) for e in examples])
     vectors, near = codebook(work)
     vectors = vectors.to(work.device)
-    clips = VoiceClips(work)
+    clips, mels = VoiceClips(work), Mels(work)
     model, judges = build().to(work.device), Judges(vectors.shape[1]).to(work.device)
     matrices = [p for n, p in model.named_parameters() if n.startswith("gpt.h.") and p.ndim == 2]
     chosen = {id(p) for p in matrices}
@@ -215,6 +243,7 @@ def train(work: loop.Work, steps: int = 5000, tokens: int = 3600) -> None:
             latents = x[batch.is_code]
             codes, text = model.mel_head(latents), model.text_head(x[batch.is_text])
             phonemes, read = judges.phonemes(latents).float().view(-1, 2, PHONEMES), judges.code(latents)
+            mel = judges.mel(latents)
         found = dict(
             codes=F.cross_entropy(codes.float(), batch.next_codes),
             text=F.cross_entropy(text.float(), batch.next_text),
@@ -222,6 +251,8 @@ def train(work: loop.Work, steps: int = 5000, tokens: int = 3600) -> None:
             read=F.mse_loss(read.float(), vectors[batch.read_codes]),
             accuracy=(phonemes.argmax(-1) == batch.phonemes).float().mean(),
         )
+        if len(batch.read_mels):
+            found["mel"] = F.l1_loss(mel.float(), batch.read_mels)
         if badness:
             found["reading"] = torch.stack(badness).mean()
         return found
@@ -235,7 +266,8 @@ def train(work: loop.Work, steps: int = 5000, tokens: int = 3600) -> None:
         count = max(4, tokens // int(lengths[min(first + 20, len(examples) - 1)]))
         first = min(first, len(examples) - count)
         drawn = examples[first : first + count]
-        batch = collate(drawn, [disturbed(e.codes, near, rng) for e in drawn]).to(work.device)
+        inputs = [disturbed(e.codes, near, rng) for e in drawn]
+        batch = collate(drawn, inputs, mels=[mels.of(e) for e in drawn]).to(work.device)
         which = int(rng.integers(len(VOICES)))
         mel = clips.draw(list(VOICES)[which], rng)[None].to(work.device)
         learn_voice = number < 300 or number % 8 == 0
@@ -243,6 +275,7 @@ def train(work: loop.Work, steps: int = 5000, tokens: int = 3600) -> None:
             voice = model.conditioning_encoder(mel)
         found = losses(batch, voice, READING_LAYERS)
         total = found["codes"] + 0.02 * found["text"] + 0.3 * found["phonemes"] + 0.2 * found["read"]
+        total = total + 0.5 * found["mel"]
         total = total + (0.3 if done < 0.3 else 0.1) * found["reading"]
         if learn_voice:
             target = torch.tensor([which], device=work.device)

@@ -27,7 +27,7 @@ NEEDED = ("autoregressive", "hifigan")  #: stages without which the demo does no
 CONFIG: Mapping[str, Any] = {
     "autoregressive": {"heads": 4, "start_text_token": 255, "start_mel_token": 1024, "stop_mel_token": 1025},
     "hifi": {"upsample_factors": [8, 8, 2, 2], "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5]]},
-    "defaults": {"decoder": "hifigan", "voice": "alto"},
+    "defaults": {"decoder": "hifigan", "voice": "alto", "num_autoregressive_samples": 1},
     "notice": "a small model for a first try",
 }
 

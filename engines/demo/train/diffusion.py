@@ -8,7 +8,6 @@ its channels say the lower bound, which is right where the mel is known.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,16 +20,15 @@ from tortoise_rt.diffusion import frame_index, make_schedule
 from tortoise_rt.export.models.diffusion import DiffusionTts
 from tortoise_rt.mel import normalize_mel
 from tortoise_rt.resample import resample
-from tortoise_rt.spec import CALM_TOKEN, CODE_RATE, HOP, MELS, SAMPLE_RATE, TRAINED_STEPS, codes_to_frames
+from tortoise_rt.spec import CODE_RATE, HOP, MELS, SAMPLE_RATE, TRAINED_STEPS, codes_to_frames
 
-from . import loop, shards
-from .autoregressive import DIM, codebook
-from .latents import TAIL, fold_input, read_vectors, to_read_vectors
+from . import loop
+from .autoregressive import DIM
 from .shards import CODE_SECONDS
 from .teacher import VOICES
 from .univnet import CONTEXT, cut, mels
 
-CODES_STAGE, STAGE = "diffusion_codes", "diffusion"
+STAGE = "diffusion"
 CHANNELS, HEADS, LAYERS, FINAL_BLOCKS, INTEGRATOR_LAYERS = 128, 2, 4, 1, 2
 SHORTEST, LONGEST = 12, 64  #: codes of a segment
 FRAMES = 640  #: of a batch
@@ -51,10 +49,10 @@ STILL = (
 )
 
 
-def build(latent_dim: int = DIM) -> DiffusionTts:
+def build() -> DiffusionTts:
     """The network at its first step: it passes its input on, a good guess of the noise at most timesteps."""
     model = DiffusionTts(
-        channels=CHANNELS, heads=HEADS, latent_dim=latent_dim, codes=1, layers=LAYERS, final_blocks=FINAL_BLOCKS,
+        channels=CHANNELS, heads=HEADS, latent_dim=DIM, codes=1, layers=LAYERS, final_blocks=FINAL_BLOCKS,
         integrator_layers=INTEGRATOR_LAYERS, latent_blocks=1, code_blocks=0, voice_blocks=1,
     )  # fmt: skip
     with torch.no_grad():
@@ -179,63 +177,18 @@ def losses(model: DiffusionTts, noising: Noising, batch: Batch) -> dict[str, Ten
     )
 
 
-def of_codes(work: loop.Work, sentences: int = 6000) -> dict[str, Any]:
-    """Like the latents that ``latents.make`` stores, but vectors of codes, which are there long before latents are."""
-    vectors, _ = codebook(work)
-    codes = torch.load(work.folder / "codes.pt", weights_only=True)
-    found: list[Tensor] = []
-    wavs: dict[str, list[Tensor]] = {voice: [] for voice in VOICES}
-    for path in shards.paths(work.data):
-        rows = shards.read(path)
-        if "wav" not in rows[0] or len(found) >= sentences:
-            break
-        found += [read_vectors(spoken, vectors).half() for spoken in codes[path.name]]
-        for row in rows:
-            for voice in VOICES:
-                wavs[voice].append(torch.from_numpy(row["wav"][voice]))
-    silent = [vectors[CALM_TOKEN].half().repeat(TAIL, 1)] * len(found)
-    return dict(latents=dict.fromkeys(VOICES, found), tails=dict.fromkeys(VOICES, silent), wavs=wavs)
-
-
-def train_on_codes(work: loop.Work, steps: int = 14000) -> None:
-    """From the VQ-VAE's code vectors, as latents would have read them."""
-    if not work.finished(CODES_STAGE):
-        stored = of_codes(work)
-        latent_dim = stored["latents"]["alto"][0].shape[1]
-        _train(work, CODES_STAGE, steps, stored, lambda: build(latent_dim), 1e-3)
-
-
 def train(work: loop.Work, steps: int = 6000) -> None:
-    """From latents. The start is the decoder of codes behind a linear map from latents to code vectors."""
     if work.finished(STAGE):
         return
-    stored = torch.load(work.folder / "latents.pt", weights_only=True)
-
-    def first() -> DiffusionTts:
-        weights = work.weights(CODES_STAGE)
-        fold_input(weights, "latent_conditioner.0", *to_read_vectors(work, stored))
-        model = build()
-        model.load_state_dict(weights)
-        return model
-
-    _train(work, STAGE, steps, stored, first, 5e-4)
-
-
-def _train(
-    work: loop.Work,
-    stage: str,
-    steps: int,
-    stored: dict[str, Any],
-    first: Callable[[], DiffusionTts],
-    rate: float,
-) -> None:
     torch.set_num_threads(work.threads)
     torch.manual_seed(work.seed)
-    learner = first().to(work.device)
+    stored = torch.load(work.folder / "latents.pt", weights_only=True)
+    learner = build().to(work.device)
     speech, unheard = Speech(stored), Speech(stored, held_out=True)
+    del stored
     model = copy.deepcopy(learner).requires_grad_(False)
     noising = Noising(work.device)
-    optimizer = torch.optim.AdamW(learner.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(learner.parameters(), 1e-3, betas=(0.9, 0.98), weight_decay=0.0)
 
     def step(number: int, rng: np.random.Generator) -> dict[str, float]:
         found = losses(learner, noising, speech.draw(rng).to(work.device))
@@ -257,7 +210,7 @@ def _train(
         return sums
 
     modules = {"model": model, "learner": learner}
-    loop.run(work, stage, step, steps, modules, [optimizer], loop.cosine(200), evaluate, evaluate_every=500)
+    loop.run(work, STAGE, step, steps, modules, [optimizer], loop.cosine(200), evaluate, evaluate_every=500)
 
 
 def load(work: loop.Work) -> DiffusionTts:

@@ -134,7 +134,7 @@ def fold_voices(weights: dict[str, Tensor], old: dict[str, Tensor], new: dict[st
     weights["cond_layer.weight"] = layer[..., None]
 
 
-def train(work: loop.Work, steps: int = 12000) -> None:
+def train(work: loop.Work, steps: int = 8000) -> None:
     """From latents. The start is the decoder of codes behind a linear map from latents to code vectors."""
     torch.set_num_threads(work.threads)
     torch.manual_seed(work.seed)
@@ -153,7 +153,7 @@ def train(work: loop.Work, steps: int = 12000) -> None:
     rest = [p for p in model.parameters() if id(p) not in chosen]
     groups = [
         dict(params=rest, lr=5e-4),
-        dict(params=slow, lr=5e-5),
+        dict(params=slow, lr=1e-4),
     ]  # faster ones would undo the folded start
     optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.99), weight_decay=0.0)
     critic = torch.optim.AdamW(judge.parameters(), 4e-4, betas=(0.8, 0.99), weight_decay=0.0)

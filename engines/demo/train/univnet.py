@@ -97,7 +97,7 @@ def read_wavs(work: loop.Work, shards_used: int) -> tuple[list[np.ndarray], list
     return wavs[:-held_out], wavs[-held_out:]
 
 
-def train(work: loop.Work, steps: int = 8000, shards_used: int = 4) -> None:
+def train(work: loop.Work, steps: int = 4000, shards_used: int = 4) -> None:
     if work.finished(STAGE):
         return
     torch.set_num_threads(work.threads)
