@@ -214,7 +214,7 @@ def verify_files(bundle: Bundle, remember: bool = True) -> dict[str, Identity]:
             f"{bundle.folder} holds {', '.join(map(short, strangers[:5]))}, which its manifest does not list: "
             "move it elsewhere, or export the bundle again"
         )
-    known = _remembered(bundle) if remember else {}
+    known = remembered(bundle) if remember else {}
     verified = {name: _verify_file(bundle, name, known.get(name)) for name in bundle.manifest["files"]}
     if verified != known:
         remember_verified(bundle, verified)
@@ -271,7 +271,7 @@ def remember_verified(bundle: Bundle, verified: Mapping[str, Identity]) -> None:
         pass  # a cache that cannot be written costs time at the next start, nothing else
 
 
-def _remembered(bundle: Bundle) -> dict[str, Identity]:
+def remembered(bundle: Bundle) -> dict[str, Identity]:
     try:
         known = json.loads(_stamp(bundle).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -13,11 +13,11 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from ._version import __version__
-from .bundle import file_sha256
+from .bundle import Bundle, file_sha256, identity, remember_verified, remembered
 from .errors import FetchError, suggest
 from .spec import CHECKPOINT_FILES
 
@@ -28,6 +28,7 @@ TOKENIZER = "tokenizer.json"
 TOKENIZER_URL = "https://raw.githubusercontent.com/neonbjb/tortoise-tts/main/tortoise/data/tokenizer.json"
 TOKENIZER_SHA256 = "d1fa6e9b4741bb75b284331b833347c166ba8b0518e187f7370f123149ed87bb"
 FILES = (*CHECKPOINT_FILES.values(), TOKENIZER)
+OPTIONAL = tuple(CHECKPOINT_FILES[network] for network in ("cvvp", "hifigan", "detector"))
 
 LARGEST = 8 << 30  #: bytes of one file; the official ones have up to 1.7 GB
 CHUNK = 1 << 20
@@ -36,171 +37,224 @@ TRIES = 5  #: in a row without a byte gained
 PAUSE = 1.0  #: seconds before the second try, twice as long before each further one
 MARGIN = 256 << 20  #: bytes of the disk left free
 Progress = Callable[[str, int, int], None]
-
+Note = Callable[[str], None]
 _SHA256 = re.compile(r'(?:W/)?"?([0-9a-f]{64})"?$')
-_RANGE = re.compile(r"bytes ([0-9]+)-[0-9]+/([0-9]+)$")
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file as its server describes it."""
+    """A file as its server describes it, by its size or its checksum at least."""
 
     url: str
     size: int | None  #: bytes, where the server says
     sha256: str | None  #: known beforehand, or as the server says
 
 
+class _Missing(FetchError):
+    """The server does not have the file."""
+
+
 def fetch(
     folder: Path,
-    names: Sequence[str] = FILES,
+    names: Sequence[str] = (),
     source: str = SOURCE,
     progress: Progress = lambda name, done, total: None,
+    note: Note = lambda text: None,
 ) -> list[Path]:
-    """Download ``names`` into ``folder``, which is made; what is complete there already is kept. -> the files.
+    """Download ``names`` into ``folder``, which is made; without names FILES, of which OPTIONAL may be missing.
 
-    A file is written as NAME.part and renamed once its size and, where one is known, its SHA-256 are right; a run
-    that was interrupted is gone on with. ``source`` is a folder's address; the original's tokenizer, if it is not
-    there, comes from where the original keeps it. Raises FetchError.
+    A file is written as NAME.part, which a later run goes on with, and renamed once its size and SHA-256 are those
+    that the server states; one of the two will do. A file that is there already is compared with them and never
+    replaced: one that differs is an error, one that cannot be compared is kept. ``source`` is a folder's address; a
+    tokenizer that it does not have comes from where the original keeps it. ``note`` is told what is missing, kept
+    unchecked or checked by its size alone. -> the files now in the folder. Raises FetchError.
     """
-    for name in names:
-        if name not in FILES:
-            raise FetchError(f'no file is called "{name}". {suggest(name, FILES)}')
+    for name in set(names) - set(FILES):
+        raise FetchError(f'no file is called "{name}". {suggest(name, FILES)}')
+    paths, reachable = [folder / name for name in names or FILES], True
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return [_fetch(folder / name, source, progress) for name in names]
+        with _locked(folder):
+            for path in paths:
+                try:
+                    if not path.is_file():
+                        _fetch(path, source, progress, note)
+                    elif reachable:  # else every further file would wait for its timeout
+                        reachable = _compare(path, source, progress, note)
+                except _Missing as error:
+                    if names or path.name not in OPTIONAL:
+                        raise
+                    note(f"{path.name}, which is optional, is missing: {error}")
     except OSError as error:
-        raise FetchError(f"cannot write into {folder}: {error}") from error
+        raise FetchError(f"cannot read or write in {folder}: {error}") from error
+    return [path for path in paths if path.is_file()]
 
 
-def _fetch(path: Path, source: str, progress: Progress) -> Path:
-    if path.is_file():
-        progress(path.name, 1, 1)
-        return path
-    remote = _ask(f"{source.rstrip('/')}/{quote(path.name)}", path.name)
-    part = path.with_name(f"{path.name}.part")
-    if remote.size is not None:
-        missing = remote.size - (part.stat().st_size if part.exists() else 0)
-        if shutil.disk_usage(path.parent).free < missing + MARGIN:
-            raise FetchError(f"{path.parent} has no room for {path.name}: {missing >> 20} MiB are needed")
-    _download(remote, part, lambda done, total: progress(path.name, done, total))
-    if remote.sha256 is not None and (found := file_sha256(part)) != remote.sha256:
-        part.unlink()
-        raise FetchError(
-            f"{path.name} from {remote.url} is damaged: its SHA-256 is {found[:16]}..., it should be "
-            f"{remote.sha256[:16]}...; it was removed: fetch it again"
-        )
-    os.replace(part, path)
-    return path
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of ``folder``: two runs would append to the same NAME.part. Windows and NFS lock no folders."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            number = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, number)
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FetchError(f"another process is downloading into {folder}: wait for it") from None
+        yield
 
 
-def _ask(url: str, name: str) -> Remote:
-    """What the server says of a file; of the tokenizer, what is known of it."""
-    request = _request(url, method="HEAD")
+def _compare(path: Path, source: str, progress: Progress, note: Note) -> bool:
+    """Raise FetchError if a file that is there is not what its server states; -> whether that could be reached."""
+    progress(path.name, 1, 1)
     try:
-        with _open(request) as answer:
-            headers = [*request.passed, answer.headers]
-    except (FetchError, ConnectionError) as error:
-        if name == TOKENIZER and url != TOKENIZER_URL:
-            return _ask(TOKENIZER_URL, name)
-        raise FetchError(str(error)) from None
-    linked = next((h["X-Linked-Size"] for h in headers if h["X-Linked-Size"]), None)
-    size = linked or headers[-1]["Content-Length"]
-    if size is not None and not (size.isdecimal() and int(size) <= LARGEST):
-        raise FetchError(f"{url} says it has {size[:40]} bytes; at most {LARGEST} are taken")
-    sums = [_SHA256.match(h[key] or "") for h in headers for key in ("X-Linked-Etag", "ETag")]
-    said = next((found[1] for found in sums if found), None)
-    return Remote(url, int(size) if size else None, TOKENIZER_SHA256 if url == TOKENIZER_URL else said)
+        remote = _ask(path.name, source)
+    except (ConnectionError, FetchError) as error:
+        others = " and all else that is there already" if isinstance(error, ConnectionError) else ""
+        note(f"{path.name}{others} is kept unchecked: {error}")
+        return not others
+    if problem := _difference(path, remote, note):
+        raise FetchError(f"{path} differs from {remote.url}: {problem}. Remove it to download that one")
+    return True
 
 
-def _download(remote: Remote, part: Path, progress: Callable[[int, int], None]) -> None:
-    """All of a file into ``part``, from where that ends on; goes on after connections that break."""
-    fruitless = 0
-    while True:
-        before = part.stat().st_size if part.exists() else 0
-        if remote.size is not None and before > remote.size:  # of another version
-            part.unlink()
-            before = 0
-        if remote.size is not None and before == remote.size:
-            progress(before, before)
-            return
-        problem = "it ended early"
+def _fetch(path: Path, source: str, progress: Progress, note: Note) -> None:
+    """Download a file, anew where that breaks off, until TRIES in a row make NAME.part no longer than it was."""
+    part = path.with_name(f"{path.name}.part")
+    longest, fruitless, remote = _size(part), 0, None
+    while remote is None:
         try:
-            for done in _pieces(remote, part, before):
-                progress(done, remote.size or done)
-            if remote.size is None or part.stat().st_size == remote.size:
-                return
-        except (OSError, http.client.HTTPException) as error:
-            if (
-                isinstance(error, OSError)
-                and error.errno is not None
-                and not isinstance(error, ConnectionError)
-            ):
-                raise  # of the disk
-            problem = str(error) or type(error).__name__
-        fruitless = 0 if part.exists() and part.stat().st_size > before else fruitless + 1
-        if fruitless == TRIES:
-            raise FetchError(
-                f"{remote.url} cannot be downloaded: {problem}, {TRIES} times in a row. "
-                "What is there stays: run the same command to go on"
-            )
-        if fruitless:
-            time.sleep(PAUSE * 2 ** (fruitless - 1))
+            remote = _download(part, source, progress)
+        except ConnectionError as error:
+            fruitless = 0 if _size(part) > longest else fruitless + 1
+            longest = max(longest, _size(part))
+            if fruitless == TRIES:
+                raise FetchError(f"{error}, {TRIES} times in a row. To go on, run the same command") from None
+            time.sleep(PAUSE * 2 ** (fruitless - 1) if fruitless else 0)
+    if problem := _difference(part, remote, note):
+        part.unlink()
+        raise FetchError(f"{remote.url} is damaged: {problem}; it was removed: fetch it again")
+    os.replace(part, path)
 
 
-def _pieces(remote: Remote, part: Path, before: int) -> Iterator[int]:
-    """Append the rest of a file to ``part``; yields the bytes there are."""
-    request = _request(remote.url, headers={"Range": f"bytes={before}-"} if before else {})
-    with _open(request) as answer:
-        place = _RANGE.match(answer.headers["Content-Range"] or "")
-        resumed = answer.status == 206 and place is not None and int(place[1]) == before
-        with part.open("ab" if resumed else "wb") as file:
-            done = before if resumed else 0
-            while piece := answer.read(CHUNK):
+def _download(part: Path, source: str, progress: Progress) -> Remote:
+    """Append to ``part`` what it lacks. Raises ConnectionError when that breaks off, other OSErrors of the disk."""
+    remote, done = _ask(part.stem, source), _size(part)
+    missing = (remote.size or done) - done
+    if shutil.disk_usage(part.parent).free < missing + MARGIN:
+        raise FetchError(f"{part.parent} has no room for {part.stem}: {missing >> 20} MiB are needed")
+    if done == remote.size:
+        return remote
+    answer, _ = _open(remote.url, headers={"Range": f"bytes={done}-"} if done else {})
+    with answer:
+        if answer.status == 416:  # ``part`` is complete, where no size is known, or of another version
+            part.unlink(missing_ok=True)
+            raise ConnectionError(f"{remote.url} does not go on from byte {done}")
+        if not f"{answer.headers['Content-Range']}".startswith(f"bytes {done}-"):
+            done = 0  # the server sends all of it
+        with part.open("ab" if done else "wb") as file:
+            while piece := _read(answer):
                 done += len(piece)
                 if done > (remote.size or LARGEST):
                     raise FetchError(f"{remote.url} sends more than {remote.size or LARGEST} bytes")
                 file.write(piece)
-                yield done
+                progress(part.stem, done, remote.size or done)
+    if remote.size not in (None, done) or answer.length:
+        raise ConnectionError(f"{remote.url} cannot be downloaded: it ended early")
+    return remote
 
 
-class _Request(urllib.request.Request):
-    """Keeps the headers of the answers that passed it on to another address."""
+def _read(answer: Any) -> bytes:
+    try:
+        return answer.read(CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise ConnectionError(f"{answer.url[:200]} broke off: {error!r}") from None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.passed: list[Any] = []
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _difference(file: Path, remote: Remote, note: Note) -> str:
+    """What is wrong with a file; if its SHA-256 was right and it did not change since, that is not computed again."""
+    name, status = file.name.removesuffix(".part"), file.stat()
+    if remote.size not in (None, status.st_size):
+        return f"it has {status.st_size} bytes, it should have {remote.size}"
+    stated, now = Bundle(file.parent, {"files": {name: remote.sha256}}), {name: identity(status)[:3]}
+    if remote.sha256 is None:
+        note(f"{name} is checked by its size alone: {remote.url} states no SHA-256")
+    elif remembered(stated) != now:  # [:3]: without the time at which it got its name
+        if file_sha256(file) != remote.sha256:
+            return f"its SHA-256 is not {remote.sha256[:16]}..."
+        remember_verified(stated, now)
+    return ""
+
+
+def _ask(name: str, source: str) -> Remote:
+    """What the server says of a file; of a tokenizer that it does not have, what is known of the original's."""
+    try:
+        return _head(f"{source.rstrip('/')}/{quote(name)}")
+    except _Missing as missing:
+        if name != TOKENIZER:
+            raise
+        try:
+            return _head(TOKENIZER_URL, TOKENIZER_SHA256)
+        except (ConnectionError, FetchError) as error:
+            error.args = (f"{missing}; {error}",)
+            raise
+
+
+def _head(url: str, sha256: str | None = None) -> Remote:
+    answer, hops = _open(url, "HEAD")
+    answer.close()
+    size = next((h["X-Linked-Size"] for h in hops if h["X-Linked-Size"]), hops[-1]["Content-Length"])
+    if size is not None and not (size.isdecimal() and 0 < int(size) <= LARGEST):
+        raise FetchError(f"{url} says it has {size[:40]} bytes; from 1 to {LARGEST} are taken")
+    # a plain ETag is a server's own affair, even where it looks like a SHA-256
+    sums = [_SHA256.match(h["X-Linked-Etag"] or "") for h in hops]
+    sha256 = sha256 or next((found[1] for found in sums if found), None)
+    if size is None and sha256 is None:
+        raise FetchError(f"{url} states neither a size nor a SHA-256 to check it by: use another source")
+    return Remote(url, int(size) if size else None, sha256)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(
-        self, req: Any, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> Any:
-        following = _request(newurl, method=req.get_method(), headers=dict(req.header_items()))
-        following.passed = req.passed
-        req.passed.append(headers)
-        return following
+    """Keeps the headers of the answers that passed a request on to another address."""
+
+    def __init__(self) -> None:
+        self.hops: list[Any] = []
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        self.hops.append(headers)
+        return _request(newurl, req.get_method(), req.headers)  # header_items() has this server's Host too
 
 
-def _request(url: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> _Request:
+def _request(url: str, method: str, headers: Mapping[str, str]) -> urllib.request.Request:
     """Raises FetchError for anything but https, and http to this machine."""
     place = urlsplit(url)
     local = place.hostname in ("localhost", "127.0.0.1", "::1")
     if place.scheme != "https" and not (place.scheme == "http" and local):
         raise FetchError(f"{url[:200]} is not taken: only https addresses are")
-    named = {"User-Agent": f"tortoise-rt/{__version__}", **(headers or {})}
-    return _Request(url, headers=named, method=method)
+    named = {"User-Agent": f"tortoise-rt/{__version__}", **headers}
+    return urllib.request.Request(url, headers=named, method=method)
 
 
-@contextlib.contextmanager
-def _open(request: _Request) -> Iterator[Any]:
+def _open(url: str, method: str = "GET", headers: Mapping[str, str] = {}) -> tuple[Any, list[Any]]:
+    """-> the answer, to be closed, and the headers of all that led to it. ConnectionError may pass, FetchError not."""
+    redirects = _Redirects()
     try:
-        with urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT) as answer:
-            yield answer
+        answer = urllib.request.build_opener(redirects).open(_request(url, method, headers), timeout=TIMEOUT)
+        return answer, [*redirects.hops, answer.headers]
     except urllib.error.HTTPError as error:
-        problem = f"{request.full_url}: the server answers {error.code} {error.reason}"
-        raise ConnectionError(problem) if error.code >= 500 else FetchError(problem) from None
-    except urllib.error.URLError as error:
-        raise ConnectionError(f"{request.full_url} cannot be reached: {error.reason}") from None
+        if error.code == 416:
+            return error, []
+        passing = error.code == 429 or error.code >= 500
+        kind = ConnectionError if passing else _Missing if error.code == 404 else FetchError
+        raise kind(f"{url}: the server answers {error.code} {error.reason}") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise ConnectionError(f"{url} cannot be reached: {error!r}") from None
 
 
 __all__ = ["FILES", "SOURCE", "fetch"]

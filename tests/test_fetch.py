@@ -1,12 +1,19 @@
-"""Downloads, from a server on this machine that breaks off, lies and sends damaged files."""
+"""Downloads, from servers on this machine that break off, lie, fail and send damaged files."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
+import http.client
+import os
+import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_cli import ok, run
@@ -21,7 +28,7 @@ CONTENT = bytes(range(256)) * 9000
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``files``, each from a store it passes on to, as a hub does."""
+    """Serves ``files``, each from a store it passes on to, as a hub does; answers to its own name alone."""
 
     daemon_threads = True
 
@@ -32,11 +39,20 @@ class Server(ThreadingHTTPServer):
         self.breaks = 0  #: this many downloads end early
         self.damaged = False
         self.ranges = True
+        self.states_size = True
+        self.faults: list[int | bytes] = []  #: what the next requests are answered with: a status, raw bytes
         self.says: dict[str, str] = {}  #: headers instead of the true ones
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients hang up on purpose here."""
+
+    def methods(self, method: str) -> int:
+        """How often the hub, not its store, was asked."""
+        return sum(how == method and "/store/" not in path for how, path, _ in self.asked)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -55,37 +71,63 @@ class Handler(BaseHTTPRequestHandler):
         server, name = self.server, self.path.rpartition("/")[2]
         wanted = self.headers["Range"] or ""
         server.asked.append((self.command, self.path, wanted))
-        if name not in server.files:
+        if self.headers["Host"] != f"127.0.0.1:{server.server_port}":
+            self.send_error(421)
+        elif server.faults:
+            fault = server.faults.pop(0)
+            if isinstance(fault, bytes):
+                self.wfile.write(fault)
+            else:
+                self.send_error(fault)
+        elif name not in server.files:
             self.send_error(404)
         elif not self.path.startswith("/store/"):
             whole = server.files[name]
             self.send_response(302)
             self.send_header("Location", server.says.get("Location", f"/store/{name}"))
-            digest = hashlib.sha256(whole).hexdigest()
-            for key, value in (("X-Linked-Size", str(len(whole))), ("X-Linked-Etag", f'"{digest}"')):
-                self.send_header(key, server.says.get(key, value))
+            stated = {"X-Linked-Etag": f'"{hashlib.sha256(whole).hexdigest()}"'}
+            if server.states_size:
+                stated["X-Linked-Size"] = str(len(whole))
+            for key, value in {**stated, **server.says}.items():
+                if value and key != "Location":
+                    self.send_header(key, value)
             self.end_headers()
         else:
-            first = int(wanted[6:-1]) if wanted and server.ranges else 0
-            self.send_response(206 if first else 200)
-            if first:
-                self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-            self.send_header("Content-Length", str(len(content) - first))
-            self.end_headers()
-            if server.breaks and content:
-                server.breaks -= 1
-                content = content[: first + (len(content) - first) // 2]
-            self.wfile.write(content[first:])
+            self.store(name, content, wanted)
+
+    def store(self, name: str, content: bytes, wanted: str) -> None:
+        server, size = self.server, len(self.server.files[name])
+        first = int(wanted[6:-1]) if wanted and server.ranges else 0
+        if first >= size:
+            self.send_error(416)
+            return
+        self.send_response(206 if first else 200)
+        if first:
+            self.send_header("Content-Range", f"bytes {first}-{size - 1}/{size}")
+        if server.states_size or self.command == "GET":
+            self.send_header("Content-Length", str(size - first))
+        self.end_headers()
+        if server.breaks and content:
+            server.breaks -= 1
+            content = content[: first + (size - first) // 2]
+        self.wfile.write(content[first:])
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(module, "PAUSE", 0.0)
+@contextlib.contextmanager
+def serving() -> Iterator[Server]:
     running = Server()
-    threading.Thread(target=running.serve_forever, daemon=True).start()
+    threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
     yield running
     running.shutdown()
     running.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    monkeypatch.setattr(module, "PAUSE", 0.0)
+    monkeypatch.setenv("TORTOISE_RT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    with serving() as running:
+        yield running
 
 
 def test_a_file_is_downloaded_once(server: Server, tmp_path: Path) -> None:
@@ -93,8 +135,9 @@ def test_a_file_is_downloaded_once(server: Server, tmp_path: Path) -> None:
     paths = fetch(tmp_path / "new", [NAME], server.url, lambda *values: said.append(values))
     assert paths == [tmp_path / "new" / NAME] and paths[0].read_bytes() == CONTENT
     assert said[-1] == (NAME, len(CONTENT), len(CONTENT)) and len(said) > 1
-    asked = len(server.asked)
-    assert fetch(tmp_path / "new", [NAME], server.url) == paths and len(server.asked) == asked
+    server.asked.clear()
+    assert fetch(tmp_path / "new", [NAME], server.url) == paths
+    assert [method for method, _, _ in server.asked] == ["HEAD", "HEAD"]  # the hub, its store
     assert [p.name for p in paths[0].parent.iterdir()] == [NAME]
 
 
@@ -127,14 +170,14 @@ def test_giving_up_keeps_what_is_there(
     monkeypatch.setattr(module, "CHUNK", 1000)
     (tmp_path / f"{NAME}.part").write_bytes(CONTENT[:-1])
     server.breaks = 1000
-    with pytest.raises(FetchError, match="it ended early, 5 times in a row.*run the same command to go on"):
+    with pytest.raises(FetchError, match="it ended early, 5 times in a row.*go on, run the same command"):
         fetch(tmp_path, [NAME], server.url)
     assert (tmp_path / f"{NAME}.part").read_bytes() == CONTENT[:-1]
 
 
 def test_damaged_files_are_removed(server: Server, tmp_path: Path) -> None:
     server.damaged = True
-    with pytest.raises(FetchError, match=r"is damaged: its SHA-256 is .*fetch it again"):
+    with pytest.raises(FetchError, match="is damaged: its SHA-256 is not .*fetch it again"):
         fetch(tmp_path, [NAME], server.url)
     assert not list(tmp_path.iterdir())
 
@@ -144,6 +187,7 @@ def test_damaged_files_are_removed(server: Server, tmp_path: Path) -> None:
     [
         ("X-Linked-Size", str(1 << 50), "says it has 1125899906842624 bytes"),
         ("X-Linked-Size", "-1", "says it has -1 bytes"),
+        ("X-Linked-Size", "0", "says it has 0 bytes"),
         ("X-Linked-Size", "1000", "sends more than 1000 bytes"),
         ("Location", "file:///etc/passwd", "only https addresses are|not allowed|answers 302"),
         ("Location", "http://example.invalid/x", "only https addresses are"),
@@ -168,27 +212,236 @@ def test_what_is_not_there(server: Server, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="only https addresses are"):
         fetch(tmp_path, [NAME], "http://example.invalid")
     (tmp_path / "file").touch()
-    with pytest.raises(FetchError, match="cannot write into"):
+    with pytest.raises(FetchError, match="cannot read or write in"):
         fetch(tmp_path / "file", [NAME], server.url)
 
 
 def test_the_tokenizer_comes_from_elsewhere_and_is_known(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = Server()
-    other.files = {"tokenizer.json": b"{}"}
-    threading.Thread(target=other.serve_forever, daemon=True).start()
-    monkeypatch.setattr(module, "TOKENIZER_URL", f"{other.url}/tokenizer.json")
-    with pytest.raises(FetchError, match="is damaged"):
-        fetch(tmp_path, ["tokenizer.json"], server.url)
-    monkeypatch.setattr(module, "TOKENIZER_SHA256", hashlib.sha256(b"{}").hexdigest())
-    assert fetch(tmp_path, ["tokenizer.json"], server.url)[0].read_bytes() == b"{}"
-    other.shutdown()
-    other.server_close()
+    with serving() as other:
+        other.files = {"tokenizer.json": b"{}"}
+        monkeypatch.setattr(module, "TOKENIZER_URL", f"{other.url}/tokenizer.json")
+        with pytest.raises(FetchError, match="is damaged"):
+            fetch(tmp_path, ["tokenizer.json"], server.url)
+        monkeypatch.setattr(module, "TOKENIZER_SHA256", hashlib.sha256(b"{}").hexdigest())
+        assert fetch(tmp_path, ["tokenizer.json"], server.url)[0].read_bytes() == b"{}"
+        (tmp_path / "tokenizer.json").unlink()
+        other.files = {}
+        with pytest.raises(FetchError, match=f"{server.url}/.* answers 404 .*{other.url}/.* answers 404"):
+            fetch(tmp_path, ["tokenizer.json"], server.url)
+        other.faults = [503] * 5
+        with pytest.raises(
+            FetchError, match=f"{server.url}/.* answers 404 .*{other.url}/.* answers 503 .*5 times"
+        ):
+            fetch(tmp_path, ["tokenizer.json"], server.url)
+        server.faults = [503] * 5  # what cannot be reached may yet have a tokenizer of its own
+        other.files = {"tokenizer.json": b"{}"}
+        with pytest.raises(FetchError, match="answers 503 .*5 times"):
+            fetch(tmp_path, ["tokenizer.json"], server.url)
 
 
 def test_the_tokenizer_is_the_originals(tokenizer_path: Path) -> None:
     assert hashlib.sha256(tokenizer_path.read_bytes()).hexdigest() == module.TOKENIZER_SHA256
+
+
+def test_a_hub_may_pass_on_to_another_server(server: Server, tmp_path: Path) -> None:
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT[:1000])
+    with serving() as store:
+        server.says["Location"] = f"{store.url}/store/{NAME}"
+        assert fetch(tmp_path, [NAME], server.url)[0].read_bytes() == CONTENT
+        assert store.asked == [("HEAD", f"/store/{NAME}", ""), ("GET", f"/store/{NAME}", "bytes=1000-")]
+
+
+NETWORK_ERRORS = [
+    ssl.SSLEOFError(8, "EOF occurred in violation of protocol"),
+    TimeoutError("timed out"),
+    OSError(errno.ETIMEDOUT, "timed out"),
+    OSError(errno.EHOSTUNREACH, "no route to host"),
+    OSError(errno.ENETUNREACH, "network is unreachable"),
+    http.client.IncompleteRead(b"", 1000),
+]
+
+
+@pytest.mark.parametrize("error", NETWORK_ERRORS, ids=repr)
+def test_the_network_is_not_the_disk(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Each error hits one read of the content, and is survived; then every read, and is named."""
+    read, left = http.client.HTTPResponse.read, [error]
+
+    def broken(answer: Any, amount: int | None = None) -> bytes:
+        if amount == module.CHUNK and left:
+            raise left.pop()
+        return read(answer, amount)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", broken)
+    assert fetch(tmp_path, [NAME], server.url)[0].read_bytes() == CONTENT and not left
+    (tmp_path / NAME).unlink()
+    left += [error] * 5
+    with pytest.raises(FetchError, match="broke off: .*5 times in a row"):
+        fetch(tmp_path, [NAME], server.url)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
+def test_the_disk_is_not_the_network(server: Server, tmp_path: Path) -> None:
+    (tmp_path / f"{NAME}.part").symlink_to("/dev/full")
+    with pytest.raises(FetchError, match="cannot read or write in .*No space left"):
+        fetch(tmp_path, [NAME], server.url)
+    assert server.methods("GET") == 1
+
+
+@pytest.mark.parametrize("fault", [429, 500, 503, b"", b"nonsense\r\n\r\n"])
+def test_servers_that_fail_are_asked_again(server: Server, tmp_path: Path, fault: int | bytes) -> None:
+    server.faults = [fault] * 4
+    assert fetch(tmp_path, [NAME], server.url)[0].read_bytes() == CONTENT
+    assert server.methods("HEAD") == 5
+    (tmp_path / NAME).unlink()
+    server.faults = [fault] * 5
+    with pytest.raises(FetchError, match="(answers|cannot be reached).*5 times in a row"):
+        fetch(tmp_path, [NAME], server.url)
+
+
+@pytest.mark.parametrize("fault", [429, 503, b"nonsense\r\n\r\n"])
+def test_downloads_that_fail_are_tried_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int | bytes
+) -> None:
+    answer, left = Handler.do_GET, [fault]
+
+    def failing(handler: Handler) -> None:
+        server.faults += [left.pop()] if left else []
+        answer(handler)
+
+    monkeypatch.setattr(Handler, "do_GET", failing)
+    assert fetch(tmp_path, [NAME], server.url)[0].read_bytes() == CONTENT and not left
+
+
+def test_servers_that_refuse_are_not_asked_again(server: Server, tmp_path: Path) -> None:
+    server.faults = [403]
+    with pytest.raises(FetchError, match="answers 403"):
+        fetch(tmp_path, [NAME], server.url)
+    assert server.methods("HEAD") == 1
+
+
+def test_silence_is_not_the_disks(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT", 0.05)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(FetchError, match="cannot be reached: .*timed out.*5 times in a row"),
+    ):
+        fetch(tmp_path, [NAME], f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("content", [b"junk", bytes(len(CONTENT))])
+def test_a_file_that_differs_is_an_error_and_stays(server: Server, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / NAME).write_bytes(content)
+    problem = "4 bytes, it should have 2304000" if content == b"junk" else "its SHA-256 is not"
+    with pytest.raises(FetchError, match=f"{NAME} differs from .*{problem}.*Remove it"):
+        fetch(tmp_path, [NAME], server.url)
+    assert (tmp_path / NAME).read_bytes() == content
+
+
+def test_a_file_is_hashed_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    checksum = module.file_sha256
+    monkeypatch.setattr(module, "file_sha256", lambda path: hashed.append(path) or checksum(path))
+    for _ in range(2):
+        fetch(tmp_path, [NAME], server.url)
+    assert len(hashed) == 1
+    (tmp_path / NAME).write_bytes(bytes(len(CONTENT)))
+    with pytest.raises(FetchError, match="its SHA-256 is not"):
+        fetch(tmp_path, [NAME], server.url)
+
+
+def test_what_is_there_is_kept_when_it_cannot_be_compared(server: Server, tmp_path: Path) -> None:
+    notes: list[str] = []
+    names = [NAME, "clvp2.pth", "cvvp.pth"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"mine")
+    server.faults = [503]
+    assert len(fetch(tmp_path, names, server.url, note=notes.append)) == 3
+    assert len(server.asked) == 1  # those after it are not waited for
+    assert len(notes) == 1 and f"{NAME} and all else that is there already is kept unchecked" in notes[0]
+    fetch(tmp_path, names[1:], server.url, note=notes.append)  # the server has none of them
+    assert [note.partition(":")[0] for note in notes[1:]] == [
+        f"{name} is kept unchecked" for name in names[1:]
+    ]
+    assert all((tmp_path / name).read_bytes() == b"mine" for name in names)
+
+
+def test_what_cannot_be_checked_is_not_taken(server: Server, tmp_path: Path) -> None:
+    server.states_size, server.says["X-Linked-Etag"] = False, ""
+    with pytest.raises(FetchError, match="neither a size nor a SHA-256"):
+        fetch(tmp_path, [NAME], server.url)
+    assert server.methods("GET") == 0 and not list(tmp_path.iterdir())
+
+
+def test_a_size_is_enough_and_that_is_said(server: Server, tmp_path: Path) -> None:
+    notes: list[str] = []
+    server.says["X-Linked-Etag"] = ""
+    server.breaks = 1
+    for _ in range(2):  # downloaded, then compared
+        assert fetch(tmp_path, [NAME], server.url, note=notes.append)[0].read_bytes() == CONTENT
+    assert len(notes) == 2 and all(f"{NAME} is checked by its size alone" in note for note in notes)
+
+
+def test_a_checksum_is_enough(server: Server, tmp_path: Path) -> None:
+    notes: list[str] = []
+    server.states_size = False
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT)  # all of it: the server has no more, and says 416
+    assert fetch(tmp_path, [NAME], server.url, note=notes.append)[0].read_bytes() == CONTENT
+    assert [wanted for method, path, wanted in server.asked if method == "GET" and "/store/" in path] == [
+        f"bytes={len(CONTENT)}-",
+        "",
+    ]
+    (tmp_path / NAME).unlink()
+    server.breaks = 1
+    assert fetch(tmp_path, [NAME], server.url, note=notes.append)[0].read_bytes() == CONTENT
+    assert not notes
+
+
+def test_a_hubs_own_checksum_comes_first(server: Server, tmp_path: Path) -> None:
+    server.says["ETag"] = f'"{"0" * 64}"'
+    assert fetch(tmp_path, [NAME], server.url)[0].read_bytes() == CONTENT
+    (tmp_path / NAME).unlink()
+    with serving() as front:  # passes on to the hub, under a tag of its own
+        front.says |= {"Location": f"{server.url}/{NAME}", "X-Linked-Etag": "", "ETag": f'"{"0" * 64}"'}
+        assert fetch(tmp_path, [NAME], front.url)[0].read_bytes() == CONTENT
+
+
+def test_one_run_at_a_time(server: Server, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    number = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(number, fcntl.LOCK_EX)
+    with pytest.raises(FetchError, match="another process is downloading into"):
+        fetch(tmp_path, [NAME], server.url)
+    os.close(number)
+    fetch(tmp_path, [NAME], server.url)
+    fetch(tmp_path, [NAME], server.url)  # the first one's lock is gone
+
+
+def test_a_folder_that_cannot_be_locked_will_do(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: int, how: int) -> None:
+        raise OSError(errno.EBADF, "as NFS does")
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", refuse)
+    assert fetch(tmp_path, [NAME], server.url)[0].read_bytes() == CONTENT
+
+
+def test_optional_files_may_be_missing(server: Server, tmp_path: Path) -> None:
+    notes: list[str] = []
+    server.files = {name: name.encode() for name in module.FILES if name not in module.OPTIONAL}
+    paths = fetch(tmp_path, source=server.url, note=notes.append)
+    assert [path.name for path in paths] == list(server.files)
+    assert [note.partition(",")[0] for note in notes] == ["cvvp.pth", "hifidecoder.pth", "classifier.pth"]
+    with pytest.raises(FetchError, match="answers 404"):
+        fetch(tmp_path, ["cvvp.pth"], server.url)
+    server.faults = [404]
+    (tmp_path / NAME).unlink()
+    with pytest.raises(FetchError, match=f"{NAME}: the server answers 404"):
+        fetch(tmp_path, source=server.url)
 
 
 def test_the_command(server: Server, folder: Path) -> None:
@@ -197,5 +450,12 @@ def test_the_command(server: Server, folder: Path) -> None:
     assert "models: 10 files" in result.output and "tortoise-rt export --checkpoints models" in result.output
     assert sorted(p.name for p in (folder / "models").iterdir()) == sorted(module.FILES)
     assert ok("fetch", NAME, "--source", server.url, "-o", "models", "-q").output == ""
+    del server.files["cvvp.pth"]
+    server.says["X-Linked-Etag"] = ""
+    (folder / "models" / "cvvp.pth").unlink()
+    result = ok("fetch", "--source", server.url, "-o", "models")
+    assert "Note: cvvp.pth, which is optional, is missing" in result.stderr and "9 files" in result.output
+    assert f"Note: {NAME} is checked by its size alone" in result.stderr
+    assert ok("fetch", "--source", server.url, "-o", "models", "-q").output == ""
     failed = run("fetch", "hifi", "--source", server.url)
     assert failed.exit_code == 2 and "hifidecoder.pth" in failed.stderr

@@ -28,25 +28,31 @@ from .progress import Bar
 def fetch(files: tuple[str, ...], output: Path | None, source: str | None, quiet: bool) -> None:
     """Download TorToiSe's checkpoints (4 GB in all) and its tokenizer, to export an engine from.
 
-    What is there already is kept, and a download that was interrupted goes on. Every file is checked against the
-    checksum that the server states. FILE names single ones: hifidecoder.pth, say.
+    A download that was interrupted goes on. Every file is checked by the size and the SHA-256 that its server states;
+    one that it states no SHA-256 of is named at the end. What is there already is checked too, and never replaced: if
+    a file differs, remove it; if the server cannot be reached, it is kept. FILE names single ones, which must be
+    there; without, cvvp.pth, hifidecoder.pth and classifier.pth may be missing.
 
     \b
     tortoise-rt fetch
     tortoise-rt fetch autoregressive.pth hifidecoder.pth tokenizer.json     # the fast decoder alone
     """
     from ..bundle import cache_folder
-    from ..fetch import FILES, SOURCE
+    from ..fetch import SOURCE
     from ..fetch import fetch as download
 
     folder = output or cache_folder() / "checkpoints"
+    notes: list[str] = []
     with Bar(not quiet) as bar:
         paths = download(
             folder,
-            files or FILES,
+            files,
             source or SOURCE,
             lambda name, done, total: bar(f"{name} (MB)", done // 10**6, -(-total // 10**6)),
+            notes.append,
         )
     if not quiet:
+        for note in notes:
+            click.echo(f"Note: {note}", err=True)
         click.echo(f"{folder}: {len(paths)} files, {sum(p.stat().st_size for p in paths) / 1e6:.1f} MB")
         click.echo(f"Next: tortoise-rt export --checkpoints {folder}")
