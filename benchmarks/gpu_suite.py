@@ -11,7 +11,6 @@ runs the same suite on the CPU.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import platform
 import statistics
@@ -32,19 +31,11 @@ from tortoise_rt.export.checkpoints import Checkpoints
 from tortoise_rt.export.parity import check_graphs
 
 sys.path.insert(0, str(Path(__file__).parent))
+from judge.machine import cpu_name
 from random_checkpoint import write_checkpoints
 
 TINY = Path(__file__).parent.parent / "tests" / "data" / "tiny-a"
 Row = dict[str, Any]
-
-
-def cpu_name() -> str:
-    """The processor's model where the system tells it, else its architecture."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def environment(device: torch.device) -> Row:

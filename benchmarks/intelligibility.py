@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -179,6 +180,13 @@ def run(
             yield row, np.concatenate([clip.wav for clip in clips])
 
 
+def append_run(path: Path, rows: Sequence[Row]) -> None:
+    """Append a run's rows to a file in one write, so that runs at the same time do not mix; all bear the same id."""
+    run = {"run": secrets.token_hex(4)}
+    with path.open("ab", buffering=0) as file:
+        file.write("".join(json.dumps({**run, **row}) + "\n" for row in rows).encode())
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -200,7 +208,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--no-sound", action="store_true", help="words only: no DNSMOS, no likeness of voice")
     add("--streaming", action="store_true", help="instead: is a stream the whole clip?")
     add("--keep-audio", type=Path, metavar="DIR")
-    add("-o", "--output", type=Path, metavar="FILE", help="append the JSON lines to this file")
+    add("-o", "--output", type=Path, metavar="FILE", help="append the JSON lines to this file at the end")
     chosen = parser.parse_args(arguments)
     if unknown := set(chosen.lists) - set(LISTS):
         parser.error(f"unknown lists {', '.join(sorted(unknown))}; there are {', '.join(LISTS)}")
@@ -208,6 +216,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--seeds must be at least 1")
     if chosen.teacher and chosen.streaming:
         parser.error("the teacher has no stream")
+    if chosen.output and not chosen.output.parent.is_dir():
+        parser.error(f"no folder {chosen.output.parent} to write {chosen.output.name} into: create it first")
     chosen.limit, chosen.seeds = (QUICK, 1) if chosen.quick else (None, chosen.seeds)
     return chosen
 
@@ -230,12 +240,6 @@ def make_speaker(chosen: argparse.Namespace) -> Speaker:
 def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parse(arguments)
 
-    def emit(row: Row) -> Row:
-        if chosen.output:
-            with chosen.output.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        return row
-
     try:  # what can be wrong is found out before anything is said
         speaker = make_speaker(chosen)
         reference, other = clips_of(chosen.reference or speaker.reference), clips_of(chosen.other)
@@ -246,28 +250,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit(f"error: {error}") from None
     except ModuleNotFoundError as error:
         raise SystemExit(f"error: {error}; --help tells what to install") from None
-    emit(environment())
-    emit({"kind": "speaker", **speaker.facts()})
+    rows: list[Row] = [environment(), {"kind": "speaker", **speaker.facts()}]
     if chosen.streaming and isinstance(speaker, EngineSpeaker):
         texts = [text for name in chosen.lists for text in read_list(name)[: chosen.limit]]
         tries = ((text, seed) for text in texts for seed in range(chosen.seeds))
-        streams = [emit(compare_stream(speaker, text, seed)) for text, seed in tries]
-        print(summarize_streams(streams))
-        return 0 if all(row["ok"] for row in streams) else 1
-    sentences, speech = [], []
-    for row, wav in run(
-        speaker, chosen.lists, chosen.seeds, chosen.limit, encoder is not None, chosen.keep_audio
-    ):
-        sentences.append(emit(row))
-        speech.append(wav)
-    summaries = [
-        emit(summarize(name, [row for row in sentences if row["list"] == name])) for name in chosen.lists
-    ]
-    print("\n" + report(summaries, sentences))
-    if encoder is not None:
-        row = emit(likeness(encoder, np.concatenate(speech), reference, other))
-        print("\nvoice: " + ", ".join(f"{key} {value}" for key, value in row.items() if key != "kind"))
-    return 0
+        rows += (compare_stream(speaker, text, seed) for text, seed in tries)
+        print(summarize_streams(rows[2:]))
+    else:
+        said = run(speaker, chosen.lists, chosen.seeds, chosen.limit, encoder is not None, chosen.keep_audio)
+        sentences, speech = zip(*said, strict=True)
+        summaries = [
+            summarize(name, [row for row in sentences if row["list"] == name]) for name in chosen.lists
+        ]
+        rows += [*sentences, *summaries]
+        print("\n" + report(summaries, sentences))
+        if encoder is not None:
+            voice = likeness(encoder, np.concatenate(speech), reference, other)
+            rows.append(voice)
+            print("\nvoice: " + ", ".join(f"{key} {value}" for key, value in voice.items() if key != "kind"))
+    if chosen.output:
+        append_run(chosen.output, rows)
+    return 0 if all(row.get("ok", True) for row in rows) else 1
 
 
 if __name__ == "__main__":

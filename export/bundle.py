@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,7 +43,9 @@ from .quantize import PRECISIONS, graph_precision
 #: called with (what is being done, done, total)
 Progress = Callable[[str, int, int], None]
 
-MIN_ONNXRUNTIME = "1.20"
+#: precision of a graph -> the first ONNX Runtime that runs it; two digits each, so that they order as text.
+#: 1.22 is the first whose MatMulNBits on the CPU takes eight bits: 1.21.1 says "Only 4b quantization is supported".
+MIN_ONNXRUNTIME: Mapping[str, str] = {"fp32": "1.20", "int8": "1.22"}
 SPACE_MARGIN = 64 << 20  #: bytes wanted free beyond the weights themselves
 
 
@@ -82,10 +84,11 @@ def export_bundle(
     if not output.parent.is_dir():
         raise OutputError(f"no folder {output.parent} to write {output.name} into: create it first")
     with _locked(output):
-        _check_output(output, source, force)
         temporary = output.parent / f".{output.name}.partial"
         shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed
         try:
+            _restore(output)
+            _check_output(output, source, force)
             temporary.mkdir()
             folder = source.folder.resolve()
             model = {"name": name or folder.name, "folder": str(folder) if record_source else ""}
@@ -188,7 +191,7 @@ def _write(
             "fingerprint": source.fingerprint(),
             "notice": source.config.get("notice", ""),
         },
-        "target": _target(),
+        "target": _target(precisions.values()),
         "precision": precisions,
         "graphs": {graph: f"{graph}.onnx" for graph in graphs},
         "files": {path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in written},
@@ -216,7 +219,8 @@ def _defaults(source: Checkpoints) -> dict[str, Any]:
     return {"decoder": "diffusion" if complete or "hifigan" not in source.networks else "hifigan"}
 
 
-def _target() -> dict[str, Any]:
+def _target(precisions: Iterable[str]) -> dict[str, Any]:
+    """What a bundle of graphs in these precisions runs on."""
     return {
         "backend": "onnx",
         "provider": "CPUExecutionProvider",
@@ -225,7 +229,7 @@ def _target() -> dict[str, Any]:
         "compute_capability": None,
         "driver": None,
         "libraries": {package: _version(package) for package in ("onnxruntime", "onnx", "torch", "numpy")},
-        "requires": {"onnxruntime": MIN_ONNXRUNTIME},
+        "requires": {"onnxruntime": max(MIN_ONNXRUNTIME[precision] for precision in precisions)},
     }
 
 
@@ -239,13 +243,14 @@ def publish(bundle: Path, output: Path) -> None:
     """Move a bundle's folder to ``output`` on the same disk, an older one being set aside until it is in place.
 
     Sub-folders of the older one stay: its files are then exchanged one by one, and all of them put back when that
-    fails.
+    fails; when the process is killed meanwhile, the next call or export puts them back first.
     """
     for path in bundle.iterdir():
         with path.open("r+b") as file:
             os.fsync(file.fileno())
     _sync_folder(bundle)
-    old = output.parent / f".{output.name}.old"
+    _restore(output)
+    old = _aside(output)
     if output.exists():  # else what lies at ``old`` is all there is: a run was killed between the two renames
         shutil.rmtree(old, ignore_errors=True)
     if output.exists() and any(path.is_dir() for path in output.iterdir()):
@@ -258,6 +263,28 @@ def publish(bundle: Path, output: Path) -> None:
         _move_all([*aside, (bundle, output)])
     _sync_folder(output.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(output: Path) -> Path:
+    """Where ``publish`` puts the older bundle meanwhile."""
+    return output.parent / f".{output.name}.old"
+
+
+def _restore(output: Path) -> None:
+    """Put back the files of a bundle whose exchange was cut short: its manifest is set aside, and no newer one in place.
+
+    Files of the bundle that was to come go, where the older one had none of that name. The manifest is last to
+    return, so that this can be cut short as well.
+    """
+    old = _aside(output)
+    if not output.is_dir() or (output / MANIFEST).exists() or not (old / MANIFEST).is_file():
+        return
+    for name in unlisted(output, load_manifest(old)):
+        if name.partition(".")[0] in {*GRAPHS, "tokenizer"}:
+            (output / name).unlink()
+    for path in reversed(_files(old)):
+        path.replace(output / path.name)
+    _sync_folder(output)
 
 
 def _files(folder: Path) -> list[Path]:

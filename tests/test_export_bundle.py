@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_cli import TOKENIZER
 
 from tortoise_rt import bundle as bundles
 from tortoise_rt.bundle import MANIFEST, read_bundle
@@ -100,6 +101,49 @@ def test_a_failed_exchange_of_files_is_undone(
         export(checkpoints, inhabited, name="second", force=True)
     assert {p.name: p.read_bytes() for p in inhabited.iterdir() if p.is_file()} == before
     assert (inhabited / "train" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("move", range(7))
+def test_an_exchange_that_was_killed_is_undone_by_the_next_export(
+    checkpoints: Path, inhabited: Path, monkeypatch: pytest.MonkeyPatch, move: int
+) -> None:
+    """Killed before one of the renames of 3 files away and 4 in; the fourth has no counterpart among the old."""
+    before = {p.name: p.read_bytes() for p in inhabited.iterdir() if p.is_file()}
+    assert len(before) == 3
+    rename, moves = Path.rename, iter(range(100))
+
+    def die(self: Path, target: Path) -> Path:
+        if next(moves) >= move:
+            raise KeyboardInterrupt  # from here on nothing is put back either
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", die)
+        export(checkpoints, inhabited, name="second", force=True, tokenizer=TOKENIZER)
+    with pytest.raises(OutputError, match="--force"):
+        export(checkpoints, inhabited)
+    assert {p.name: p.read_bytes() for p in inhabited.iterdir() if p.is_file()} == before
+    export(checkpoints, inhabited, name="third", force=True)
+    assert read_bundle(inhabited).manifest["model"]["name"] == "third"
+    assert sorted(p.name for p in inhabited.parent.iterdir()) == ["bundle", "checkpoints"]
+
+
+def test_what_others_put_into_a_broken_bundle_stays(checkpoints: Path, inhabited: Path) -> None:
+    old = inhabited.parent / ".bundle.old"
+    old.mkdir()
+    for name in (MANIFEST, "detector.data"):
+        (inhabited / name).rename(old / name)
+    (inhabited / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"also holds notes\.txt"):
+        export(checkpoints, inhabited, force=True)
+    (inhabited / "notes.txt").unlink()
+    assert read_bundle(inhabited).manifest["model"]["name"] == "first"
+
+
+def test_a_bundle_asks_for_what_its_graphs_need(checkpoints: Path, tmp_path: Path) -> None:
+    exported = export(checkpoints, tmp_path / "bundle", precision="int8")
+    assert set(exported.manifest["precision"].values()) == {"fp32"}  # no graph of this network has another
+    assert exported.manifest["target"]["requires"] == {"onnxruntime": "1.20"}
 
 
 def test_export_hashes_a_bundle_once(

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from test_cli import ok, run
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
 from tortoise_rt import open_engine  # noqa: E402
+from tortoise_rt.bundle import read_bundle  # noqa: E402
+from tortoise_rt.errors import BundleMismatch  # noqa: E402
 from tortoise_rt.export import parity, quantize  # noqa: E402
 from tortoise_rt.export.bundle import export_bundle  # noqa: E402
 from tortoise_rt.export.checkpoints import Checkpoints  # noqa: E402
@@ -63,6 +65,17 @@ def test_only_large_matrices_of_some_graphs_are_in_eight_bits(bundles: dict[str,
         assert not nodes or sizes["K"] * sizes["N"] >= quantize.LEAST_SIZE
     big, small = ((bundles[p] / "ar_step.data").stat().st_size for p in quantize.PRECISIONS)
     assert small < 0.6 * big
+
+
+def test_an_onnxruntime_that_lacks_eight_bits_is_refused(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = {p: read_bundle(folder).manifest["target"]["requires"] for p, folder in bundles.items()}
+    assert needed == {"fp32": {"onnxruntime": "1.20"}, "int8": {"onnxruntime": "1.22"}}
+    monkeypatch.setattr(onnxruntime, "__version__", "1.21.1")
+    open_engine(bundles["fp32"])
+    with pytest.raises(BundleMismatch, match=r"needs onnxruntime 1\.22 or newer; 1\.21\.1 is installed: pip"):
+        open_engine(bundles["int8"])
 
 
 def test_every_graph_is_near_its_module_and_not_equal_to_it(bundles: dict[str, Path], data: Path) -> None:

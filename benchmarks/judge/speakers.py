@@ -63,11 +63,10 @@ class EngineSpeaker:
     def facts(self) -> dict[str, Any]:
         info = self.engine.info
         return {
-            "engine": Path(info.source).name,
+            **identify(Path(info.source)),
             "backend": info.backend,
             "on": info.device,
             "fingerprint": info.fingerprint,
-            "weights": weights(Path(info.source)),
             "notice": info.notice,
             "voice": "random" if self.voice is None else self.voice.name,
             "settings": dataclasses.asdict(self.settings),
@@ -95,10 +94,12 @@ class TeacherSpeaker:
         return {"engine": "teacher", "voice": self._voice}
 
 
-def weights(folder: Path) -> dict[str, str]:
-    """Checkpoint file -> the first digits of its SHA-256, for a bundle or a folder of checkpoints."""
+def identify(folder: Path) -> dict[str, Any]:
+    """The name of a bundle or a folder of checkpoints; its weights: file -> the first digits of its SHA-256."""
     if (folder / MANIFEST).is_file():
-        sources = load_manifest(folder)["model"]["sources"]
-        return {name: source["sha256"][:16] for name, source in sources.items()}
-    files = (folder / name for name in CHECKPOINT_FILES.values())
-    return {file.name: file_sha256(file)[:16] for file in files if file.is_file()}
+        model = load_manifest(folder)["model"]
+        name, sums = model["name"], {file: entry["sha256"] for file, entry in model["sources"].items()}
+    else:
+        files = (folder / file for file in CHECKPOINT_FILES.values())
+        name, sums = folder.name, {file.name: file_sha256(file) for file in files if file.is_file()}
+    return {"engine": name, "weights": {file: checksum[:16] for file, checksum in sums.items()}}

@@ -1,4 +1,10 @@
-"""Is a stream the whole clip, and how long is the wait for its first piece?"""
+"""Is a stream the whole clip?
+
+Today ``tts_stream`` makes the clip whole and cuts it, so this shows that the two calls choose the same settings, voice
+and seed, and that no sample is lost or repeated between pieces; it says nothing of quality or latency. Once pieces are
+decoded while codes are still drawn, the same comparison shows that their seams cannot be heard, and the wait for the
+first piece is worth measuring.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +32,8 @@ def compare_stream(speaker: EngineSpeaker, text: str, seed: int) -> dict[str, An
         arguments["conditioning_latents"] = voice.latents
     start = time.perf_counter()
     whole = tts.tts(text, **arguments)[0, 0]
-    middle = time.perf_counter()
-    pieces, first = [], 0.0
-    for piece in tts.tts_stream(text, **arguments):
-        first = first or time.perf_counter() - middle
-        pieces.append(piece)
+    seconds = time.perf_counter() - start
+    pieces = list(tts.tts_stream(text, **arguments))
     stream = np.concatenate(pieces)
     same_length = len(stream) == len(whole)
     difference = float(np.abs(stream - whole).max()) if same_length else None
@@ -41,8 +44,7 @@ def compare_stream(speaker: EngineSpeaker, text: str, seed: int) -> dict[str, An
         "pieces": len(pieces),
         "samples": [len(whole), len(stream)],
         "difference": difference,
-        "first_piece_s": round(first, 3),
-        "whole_s": round(middle - start, 3),
+        "whole_s": round(seconds, 3),
         "ok": difference is not None and difference <= TOLERANCE,
     }
 
@@ -52,10 +54,8 @@ def summarize_streams(rows: Iterable[dict[str, Any]]) -> str:
     rows = list(rows)
     wrong = [row["text"] for row in rows if not row["ok"]]
     worst = max((row["difference"] or 0.0 for row in rows), default=0.0)
-    first = np.median([row["first_piece_s"] for row in rows])
     whole = np.median([row["whole_s"] for row in rows])
     return (
         f"streams: {len(rows) - len(wrong)} of {len(rows)} are the whole clip (largest difference {worst:.1e}); "
-        f"first piece after {first:.2f} s, whole clip after {whole:.2f} s (medians)"
-        + "".join(f"\n  differs: {text}" for text in wrong)
+        f"a whole clip takes {whole:.2f} s (median)" + "".join(f"\n  differs: {text}" for text in wrong)
     )

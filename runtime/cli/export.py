@@ -44,8 +44,8 @@ BUILD_PACKAGES = ("torch", "onnx", "onnxruntime")
     default="fp32",
     show_default=True,
     metavar="NAME",
-    help="fp32, or int8: the weights of the transformers in blocks of eight bits. A quarter of the size, close to "
-    "fp32 but not equal; the report says how close.",
+    help="fp32, or int8: the weights of the transformers in blocks of eight bits. Smaller, close to fp32 "
+    "but not equal; the report says how close.",
 )
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @click.option(
