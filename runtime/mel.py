@@ -18,7 +18,7 @@ _FLOOR = 1e-5  # of a mel magnitude, before the logarithm
 
 # Mean log-mel per band of the training data; the autoregressive side's mels are divided by it.
 # fmt: off
-_MEL_NORMS = np.array([
+MEL_NORMS = _MEL_NORMS = np.array([
     -7.0094604, -6.0832334, -4.643991, -3.3562171, -2.4547813, -2.0096862, -1.6035903, -1.8640903,
     -2.3727996, -2.3455493, -2.5947032, -2.6695044, -2.712865, -2.8554766, -3.0250936, -3.088925,
     -3.4261477, -3.6758707, -4.0779943, -4.462376, -4.7811594, -5.0074525, -5.128354, -5.2716646,

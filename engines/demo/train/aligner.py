@@ -18,16 +18,20 @@ from tortoise_rt.export.models.aligner import STRIDE, SYMBOLS, Aligner
 from tortoise_rt.spec import AR_MELS, CODE_RATE, HOP, SAMPLE_RATE
 from tortoise_rt.text import clean_english
 
-from . import loop, shards, vqvae
+from . import hifigan, latents, loop, shards
 from .features import MEL_MEAN, MEL_SCALE, SILENCE, mel_norms
+from .shards import CODE_SECONDS
+from .teacher import code_mel
 
 STAGE = "aligner"
 DIM, BLOCKS, INNER, KERNEL = 128, 5, 256, 15
 SPACE = len(SYMBOLS) - 1
 HELD_OUT = 96  #: last rows of every voice, never trained on
+HELD_OUT_EVERY = 16  #: decoded sentences, of which one is never trained on
 OUTPUT_SECONDS = STRIDE * HOP / CODE_RATE
 LENIENT = 1.2  #: outputs that a letter or a space may miss its word or gap by
-CODED = 0.25  #: share of the sentences heard as the VQ-VAE's codes leave them
+DECODED = 800  #: sentences of a voice that are heard from the fast decoder as well
+SHARE_DECODED = 0.3  #: of the batches
 _GAPS = " ,.?!;:"  #: phonemes between words
 
 
@@ -40,7 +44,7 @@ class Spoken:
     words: (
         np.ndarray | None
     )  #: (words, 2) seconds from start to end, where the teacher's words are the text's
-    codes: Tensor | None = None  #: of the teacher's voice
+    place: tuple[int, int] = (0, 0)  #: its shard and its row there
 
 
 def symbols_of(text: str) -> list[list[int]]:
@@ -67,18 +71,14 @@ def times_of(phonemes: str, starts: np.ndarray) -> np.ndarray:
 def read(work: loop.Work, limit: int | None = None) -> dict[str, list[Spoken]]:
     """voice -> its sentences."""
     found: dict[str, list[Spoken]] = {}
-    stored = work.folder / "codes.pt"
-    all_codes = torch.load(stored, weights_only=True) if stored.exists() else {}
-    for path in shards.paths(work.data)[:limit]:
-        rows = shards.read(path)
-        for row, codes in zip(rows, all_codes.get(path.name, [None] * len(rows)), strict=True):
+    for shard, path in enumerate(shards.paths(work.data)[:limit]):
+        for number, row in enumerate(shards.read(path)):
             words, times = symbols_of(row["text"]), times_of(row["phonemes"], row["starts"])
             if not words:
                 continue
             timing = times if len(times) == len(words) else None
             for voice, mel in row["mel"].items():
-                spoken = Spoken(mel, sentence_of(words), timing, codes if voice == "alto" else None)
-                found.setdefault(voice, []).append(spoken)
+                found.setdefault(voice, []).append(Spoken(mel, sentence_of(words), timing, (shard, number)))
     return found
 
 
@@ -159,19 +159,35 @@ def disguised(mel: Tensor, rng: np.random.Generator) -> Tensor:
     return mel
 
 
-class _Codec:
-    """Mels as the VQ-VAE's codes leave them."""
+@torch.no_grad()
+def decoded(
+    work: loop.Work, spoken: dict[str, list[Spoken]], sentences: int = DECODED
+) -> dict[str, list[Spoken]]:
+    """voice -> some of its sentences as the fast decoder says them, one code later; made once, kept in decoded.pt."""
+    path = work.folder / "decoded.pt"
+    if not path.exists():
+        stored, model = latents.read(work), hifigan.load(work).to(work.device)
+        made: dict[str, list[tuple[tuple[int, int], Tensor]]] = {}
+        for voice, rows in stored["latents"].items():
+            latent = stored["voices"][voice].mean(0, keepdim=True).to(work.device)
+            made[voice] = []
+            for i in np.linspace(0, len(rows) - 1, min(sentences, len(rows))).astype(int):
+                said = model(hifigan.upsampled(rows[i][None].float().to(work.device)), latent)
+                mel = code_mel(said.flatten().cpu().numpy()).half()
+                made[voice].append((tuple(stored["places"][i]), mel))
+            print(f"aligner: {len(made[voice])} sentences of {voice} decoded", flush=True)
+        loop.save(made, path)
+    late = {voice: {row.place: row for row in rows} for voice, rows in spoken.items()}
+    return {
+        voice: [
+            _said_late(late[voice][tuple(place)], mel) for place, mel in rows if tuple(place) in late[voice]
+        ]
+        for voice, rows in torch.load(path, weights_only=True).items()
+    }
 
-    def __init__(self, work: loop.Work) -> None:
-        self.model = vqvae.load(work, decoder=True)
 
-    @torch.no_grad()
-    def __call__(self, spoken: Spoken) -> Spoken:
-        if spoken.codes is None:
-            return spoken
-        vectors = self.model.codebook[spoken.codes.long()].T[None]
-        mel = self.model.to_mel(self.model.decoder(vectors))[0] * MEL_SCALE + MEL_MEAN
-        return replace(spoken, mel=mel.clamp(min=SILENCE))
+def _said_late(row: Spoken, mel: Tensor) -> Spoken:
+    return replace(row, mel=mel, words=None if row.words is None else row.words + CODE_SECONDS)
 
 
 # --- training ---
@@ -203,7 +219,7 @@ def collate(rows: Sequence[Spoken]) -> Batch:
 def losses(model: Aligner, batch: Batch) -> dict[str, Tensor]:
     """CTC for each symbol, and how much is heard at a wrong time, for each output."""
     device = model.head.weight.device
-    with torch.autocast(device.type, torch.bfloat16):
+    with loop.mixed(device):
         logits = model(batch.mel.to(device))
     heard = logits.float().log_softmax(-1)
     spelt = F.ctc_loss(
@@ -226,18 +242,24 @@ def train(work: loop.Work, steps: int = 5000, frames: int = 3600, limit: int | N
     torch.set_num_threads(work.threads)
     torch.manual_seed(work.seed)
     spoken = read(work, limit)
+    again = decoded(work, spoken)
     held_out = {voice: rows[-HELD_OUT:] for voice, rows in spoken.items()}
-    training = [sorted(rows[:-HELD_OUT], key=lambda row: row.mel.shape[1]) for rows in spoken.values()]
-    codec, model = _Codec(work), build().to(work.device)
+    held_out["decoded"] = [
+        row for rows in again.values() for row in rows[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
+    ]
+    unseen = {row.place for row in held_out["decoded"]}
+    training = [_by_length(rows[:-HELD_OUT], unseen) for rows in spoken.values()]
+    training_decoded = [_by_length(rows, unseen) for rows in again.values()]
+    model = build().to(work.device)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, betas=(0.9, 0.98), weight_decay=0.01)
 
     def step(number: int, rng: np.random.Generator) -> dict[str, float]:
-        rows = training[number % len(training)]
+        source = training_decoded if rng.random() < SHARE_DECODED else training
+        rows = source[number % len(source)]
         first = int(rng.integers(len(rows)))
         count = min(len(rows), max(2, frames // rows[first].mel.shape[1]))
         first = min(first, len(rows) - count)
-        drawn = [codec(row) if rng.random() < CODED else row for row in rows[first : first + count]]
-        drawn = [paced(row, rng) for row in drawn]
+        drawn = [paced(row, rng) for row in rows[first : first + count]]
         found = losses(model, collate([replace(row, mel=disguised(row.mel, rng)) for row in drawn]))
         optimizer.zero_grad()
         (found["ctc"] + 0.5 * found["untimely"]).backward()
@@ -268,6 +290,10 @@ def train(work: loop.Work, steps: int = 5000, frames: int = 3600, limit: int | N
         evaluate,
         evaluate_every=500,
     )
+
+
+def _by_length(rows: Sequence[Spoken], without: set[tuple[int, int]]) -> list[Spoken]:
+    return sorted((row for row in rows if row.place not in without), key=lambda row: row.mel.shape[1])
 
 
 # --- how good it is ---

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from tortoise_rt.export.models.autoregressive import UnifiedVoice
 from tortoise_rt.spec import AR_MELS, CALM_TOKEN
 
-from . import loop, shards, vqvae
+from . import loop, muon, shards, vqvae
 from .examples import Example, prepare, split
 from .features import MEL_MEAN, MEL_SCALE, SILENCE, mel_norms
-from .muon import Muon
 from .shards import FRAMES_PER_CODE
 from .teacher import VOICES
 from .tokens import ENTRIES
@@ -222,7 +221,8 @@ def codebook(work: loop.Work) -> tuple[Tensor, np.ndarray]:
 
 
 def train(work: loop.Work, steps: int = 4300, tokens: int = 3600) -> None:
-    if work.finished(STAGE):
+    source = vqvae.fingerprint(work)
+    if work.finished(STAGE, source):
         return
     torch.set_num_threads(work.threads)
     torch.manual_seed(work.seed)
@@ -233,12 +233,10 @@ def train(work: loop.Work, steps: int = 4300, tokens: int = 3600) -> None:
     clips, mels = VoiceClips(work), Mels(work)
     model, judges = build().to(work.device), Judges(vectors.shape[1]).to(work.device)
     matrices = [p for n, p in model.named_parameters() if n.startswith("gpt.h.") and p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in (*model.parameters(), *judges.parameters()) if id(p) not in chosen]
-    optimizers = [Muon(matrices, 0.02), torch.optim.AdamW(others, 2e-3, betas=(0.9, 0.95), weight_decay=0.0)]
+    optimizers, others = muon.optimizers(matrices, (model, judges))
 
     def losses(batch: Batch, voice: Tensor, taught: Sequence[int]) -> dict[str, Tensor]:
-        with torch.autocast(work.device, torch.bfloat16):
+        with loop.mixed(work.device):
             x, badness = hidden(model, batch, voice, taught)
             latents = x[batch.is_code]
             codes, text = model.mel_head(latents), model.text_head(x[batch.is_text])
@@ -304,7 +302,9 @@ def train(work: loop.Work, steps: int = 4300, tokens: int = 3600) -> None:
         return {name: sums[name] for name in ("codes", "codes_of_wrong_text", "accuracy")}
 
     modules = {"model": model, "judges": judges}
-    loop.run(work, STAGE, step, steps, modules, optimizers, loop.late_decay(), evaluate, evaluate_every=500)
+    loop.run(
+        work, STAGE, step, steps, modules, optimizers, loop.late_decay(), evaluate, evaluate_every=500, source=source
+    )  # fmt: skip
 
 
 def load(work: loop.Work) -> UnifiedVoice:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from tortoise_rt.export.checkpoints import write_network
 
+from . import autoregressive, hifigan
+
 #: stage -> the network that it trains
 NETWORKS: Mapping[str, str] = {
     "autoregressive": "autoregressive",
@@ -27,8 +29,16 @@ SHIPPED = (*NEEDED, "clvp")
 
 #: what tensors cannot tell, and what the demo takes where its user says nothing
 CONFIG: Mapping[str, Any] = {
-    "autoregressive": {"heads": 4, "start_text_token": 255, "start_mel_token": 1024, "stop_mel_token": 1025},
-    "hifi": {"upsample_factors": [8, 8, 2, 2], "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5]]},
+    "autoregressive": {
+        "heads": autoregressive.HEADS,
+        "start_text_token": autoregressive.START_TEXT,
+        "start_mel_token": autoregressive.START,
+        "stop_mel_token": autoregressive.STOP,
+    },
+    "hifi": {
+        "upsample_factors": hifigan.UPSAMPLE_FACTORS,
+        "resblock_dilation_sizes": hifigan.BLOCK_DILATIONS,
+    },
     "defaults": {"decoder": "hifigan", "voice": "alto", "num_autoregressive_samples": 1},
     "notice": "a small model for a first try",
 }

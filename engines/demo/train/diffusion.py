@@ -22,20 +22,21 @@ from tortoise_rt.mel import normalize_mel
 from tortoise_rt.resample import resample
 from tortoise_rt.spec import CODE_RATE, HOP, MELS, SAMPLE_RATE, TRAINED_STEPS, codes_to_frames
 
-from . import loop
+from . import latents, loop
 from .autoregressive import DIM
-from .shards import CODE_SECONDS
+from .shards import CODE_SECONDS, cut
 from .teacher import VOICES
-from .univnet import CONTEXT, cut, mels
+from .univnet import CONTEXT, mels
 
 STAGE = "diffusion"
-CHANNELS, HEADS, LAYERS, FINAL_BLOCKS, INTEGRATOR_LAYERS = 128, 2, 4, 1, 2
+CHANNELS, HEADS, LAYERS, FINAL_BLOCKS, INTEGRATOR_LAYERS = 136, 2, 4, 1, 2
+STEADY = 3.0  #: strength of channels that hold still, beside noise of strength 1
 SHORTEST, LONGEST = 12, 64  #: codes of a segment
 FRAMES = 640  #: of a batch
 DROPPED = 0.15  #: share of rows that are not conditioned
 AVERAGE = 0.999  #: decay of the mean of the weights, which is what is kept
-EARLY = 2.0  #: power that brings evenly drawn timesteps nearer to the clean end
-HEAVIEST = 5.0  #: most weight of a timestep's error
+EARLY = 1.5  #: power that brings evenly drawn timesteps nearer to the clean end
+HEAVIEST = 8.0  #: most weight of a timestep's error
 CLIPS, CLIP_SECONDS = 24, (3.0, 8.0)  #: voice clips of every voice
 DELAY = 1  #: codes between a latent and its sound
 HELD_OUT = 50  #: every so many sentences one is never trained on
@@ -50,28 +51,58 @@ STILL = (
 
 
 def build() -> DiffusionTts:
-    """The network at its first step: it passes its input on, a good guess of the noise at most timesteps."""
+    """The network at its first step: it passes its input on, a good guess of the noise at most timesteps.
+
+    The last GroupNorm would measure noise by its own strength, which differs from row to row, and the least error
+    in the noise of a late timestep drowns the mel. So every group has channels without mel, and steady ones: they
+    outweigh the noise in the group's statistics and show the mean that was taken off.
+    """
     model = DiffusionTts(
         channels=CHANNELS, heads=HEADS, latent_dim=DIM, codes=1, layers=LAYERS, final_blocks=FINAL_BLOCKS,
         integrator_layers=INTEGRATOR_LAYERS, latent_blocks=1, code_blocks=0, voice_blocks=1,
     )  # fmt: skip
+    norm, _, last = cast(tuple[nn.GroupNorm, nn.SiLU, nn.Conv1d], tuple(model.out))
+    mel_channels, steady = _channels(norm.num_groups)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(STILL):
                 parameter.zero_()
         model.unconditioned_embedding.zero_()
-        middle = torch.eye(CHANNELS, MELS)
-        model.inp_block.weight.mul_(0.1)[..., 1] += middle
-        model.integrating_conv.weight[:, :CHANNELS, 0] = torch.eye(CHANNELS)
-        model.integrating_conv.weight[:, CHANNELS:].mul_(0.1)
-        norm, _, last = cast(tuple[nn.GroupNorm, nn.SiLU, nn.Conv1d], tuple(model.out))
-        norm.bias.fill_(2.0)  # where SiLU is nearly straight
-        assert last.bias is not None
+        model.code_norm.weight.fill_(0.1)
+        first, mixed = model.inp_block, model.integrating_conv
+        assert first.bias is not None and mixed.bias is not None and last.bias is not None
+        first.weight.zero_()[mel_channels, torch.arange(MELS), 1] = 1
+        first.bias.zero_()
+        mixed.weight[:, :CHANNELS, 0] = torch.eye(CHANNELS)
+        mixed.weight[:, CHANNELS:].mul_(0.1)[mel_channels, mel_channels, 0] -= 1
+        model.mel_head.weight.mul_(0.1)[torch.arange(MELS), mel_channels, 1] += 1
+        mixed.bias.copy_(STEADY * steady)
+        norm.weight.fill_(0.5)
+        norm.bias.fill_(5.0)  # where SiLU is nearly straight
         last.weight.zero_()
-        last.weight[:MELS, :, 1] = middle.T / 1.1
+        groups = torch.arange(CHANNELS) // (CHANNELS // norm.num_groups)
+        for mel, channel in enumerate(mel_channels.tolist()):
+            beside = (groups == groups[channel]) & (steady != 0)
+            spread = (beside * STEADY**2 * steady**2 + (groups == groups[channel]) * (steady == 0)).sum()
+            gain = (spread * norm.num_groups / CHANNELS).sqrt() / 0.5 / 1.03
+            last.weight[mel, channel, 1] = gain
+            last.weight[mel, beside, 1] = -gain / beside.sum()
         last.bias.fill_(-1.0)  # of the variance: the lower bound
-        last.bias[:MELS] = -2.0 / 1.1
+        last.bias[:MELS] = 0
     return model
+
+
+def _channels(groups: int) -> tuple[Tensor, Tensor]:
+    """(MELS,): the channel of each band, spread evenly over the groups; (CHANNELS,): signs of the rest, 0 for bands."""
+    size = CHANNELS // groups
+    taken = [MELS * (g + 1) // groups - MELS * g // groups for g in range(groups)]
+    bands = torch.tensor([g * size + i for g, count in enumerate(taken) for i in range(count)])
+    signs = torch.zeros(CHANNELS)
+    for g, count in enumerate(taken):
+        left = size - count
+        sign = torch.tensor([1.0, -1.0]).repeat(left)[:left]
+        signs[g * size + count : (g + 1) * size] = sign - sign.mean()
+    return bands, signs
 
 
 @dataclass
@@ -160,7 +191,10 @@ class Noising:
 
 
 def losses(model: DiffusionTts, noising: Noising, batch: Batch) -> dict[str, Tensor]:
-    """-> ``noise``: weighted squared error of the noise; ``mel``: distance of the mels that conditions give."""
+    """-> ``noise``: weighted squared error of the noise; ``mel``: distance of the mels that conditions give.
+
+    Conditions learn the mel as it is in the noisy one, faded, which is what the noise is found by taking off.
+    """
     codes, frames = batch.latents.shape[1], batch.mel.shape[2]
     index = torch.from_numpy(frame_index(codes, frames)).to(batch.mel.device)
     voice = model.encode_voice(batch.clips)[batch.voice]
@@ -168,21 +202,23 @@ def losses(model: DiffusionTts, noising: Noising, batch: Batch) -> dict[str, Ten
     aligned = torch.where(batch.dropped[:, None, None], free, aligned)
     condition = model.condition(aligned, batch.timestep)
     heard = ~batch.dropped
+    faded = noising.signal[batch.timestep[heard]][:, None, None]
     given = model.mel_head(condition[heard].transpose(1, 2))
+    missed = (given - faded * batch.mel[heard]).abs() / faded.clamp(min=1 / HEAVIEST)
     found = model.denoise(noising(batch.mel, batch.noise, batch.timestep), condition, batch.timestep)
     error = (found[:, :MELS] - batch.noise).pow(2).mean((1, 2))
     return dict(
         noise=(error * noising.weight[batch.timestep]).mean(),
-        mel=(given - batch.mel[heard]).abs().sum() / max(1, given.numel()),
+        mel=missed.sum() / max(1, missed.numel()),
     )
 
 
-def train(work: loop.Work, steps: int = 6000) -> None:
+def train(work: loop.Work, steps: int = 12000) -> None:
     if work.finished(STAGE):
         return
     torch.set_num_threads(work.threads)
     torch.manual_seed(work.seed)
-    stored = torch.load(work.folder / "latents.pt", weights_only=True)
+    stored = latents.read(work)
     learner = build().to(work.device)
     speech, unheard = Speech(stored), Speech(stored, held_out=True)
     del stored

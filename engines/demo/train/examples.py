@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from tortoise_rt.spec import CODE_SAMPLES, HOP, SAMPLE_RATE
 from tortoise_rt.text import Tokenizer
 
-from . import loop, shards
+from . import loop, shards, vqvae
 from .shards import CODE_SECONDS
 
-SPACE = 2  #: id of the tokenizer's [SPACE]
+SPACE_TOKEN = 2  #: id of the tokenizer's [SPACE]
 LEAST_CODES, MOST_CODES, MOST_TEXT = 4, 190, 120
 HELD_OUT = 192  #: last examples of the corpus, never trained on
 _FRAMES = CODE_SAMPLES // HOP
@@ -45,7 +44,7 @@ def reading_of(row: dict[str, Any], text: Sequence[int], codes: int) -> np.ndarr
     phoneme = np.clip(np.searchsorted(starts[1:], time, side="right"), 0, last)
     part = np.clip((time - starts[phoneme]) / np.maximum(1, starts[phoneme + 1] - starts[phoneme]), 0, 1)
     spoken_word = np.cumsum([0] + [p == " " for p in row["phonemes"]] + [False])[: last + 1]
-    text_word = np.cumsum(np.asarray(text) == SPACE)
+    text_word = np.cumsum(np.asarray(text) == SPACE_TOKEN)
     if spoken_word[-1] != text_word[-1]:
         even = (phoneme + part - 1) / max(1, last - 1)
         return np.clip(even * len(text), 0, len(text) - 0.01).astype(np.float32)
@@ -64,10 +63,10 @@ def reading_of(row: dict[str, Any], text: Sequence[int], codes: int) -> np.ndarr
 
 
 def prepare(work: loop.Work) -> list[Example]:
-    """All usable examples of the corpus, in its order; made once, then read from examples.npz."""
-    path = work.folder / "examples.npz"
-    if not path.exists():
-        _write(path, _build(work))
+    """All usable examples of the corpus, in its order; made once for a VQ-VAE, then read from examples.npz."""
+    path, mine = work.folder / "examples.npz", vqvae.fingerprint(work)
+    if not (path.exists() and _codebook(path) == mine):
+        _write(path, _build(work), mine)
     return _read(path)
 
 
@@ -78,7 +77,7 @@ def split(examples: list[Example]) -> tuple[list[Example], list[Example]]:
 
 def _build(work: loop.Work) -> list[Example]:
     tokenizer = Tokenizer(work.folder / "tokenizer.json")
-    all_codes = torch.load(work.folder / "codes.pt", weights_only=True)
+    all_codes = vqvae.read_codes(work)
     examples = []
     for number, path in enumerate(shards.paths(work.data)):
         for index, (row, found) in enumerate(zip(shards.read(path), all_codes[path.name], strict=True)):
@@ -95,7 +94,8 @@ def _build(work: loop.Work) -> list[Example]:
     return examples
 
 
-def _write(path: Path, examples: list[Example]) -> None:
+def _write(path: Path, examples: list[Example], codebook: str) -> None:
+    """``codebook``: the VQ-VAE's fingerprint."""
     part = path.with_suffix(".part.npz")
     np.savez(
         part,
@@ -103,9 +103,16 @@ def _write(path: Path, examples: list[Example]) -> None:
         codes=np.concatenate([e.codes for e in examples]).astype(np.int16),
         reading=np.concatenate([e.reading for e in examples]),
         phonemes=np.concatenate([e.phonemes for e in examples]).astype(np.uint8),
+        codebook=np.array(codebook),
         sizes=np.array([(len(e.text), len(e.codes), e.shard, e.row) for e in examples], np.int32),
     )
     part.replace(path)
+
+
+def _codebook(path: Path) -> str | None:
+    """The fingerprint that a file was written with; earlier versions wrote none."""
+    with np.load(path) as stored:
+        return str(stored["codebook"]) if "codebook" in stored else None
 
 
 def _read(path: Path) -> list[Example]:

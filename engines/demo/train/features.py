@@ -21,7 +21,8 @@ def _window(size: int) -> Tensor:
 
 
 @functools.cache
-def _bands(name: str) -> Tensor:
+def bands(name: str) -> Tensor:
+    """(80, 513) of the voice encoder's "ar" or (100, 513) of the "vocoder": weights of the bins of magnitudes."""
     return torch.from_numpy(mel.ar_filterbank() if name == "ar" else mel.univnet_filterbank())
 
 
@@ -34,15 +35,15 @@ def magnitudes(wav: Tensor, size: int, hop: int) -> Tensor:
 def log_mel(wav: Tensor) -> Tensor:
     """wav: (rows, samples) at 22.05 kHz -> (rows, 80, samples // 256) log power in HTK bands, not yet normalised."""
     power = magnitudes(wav, mel.FFT, HOP)[:, :, : wav.shape[1] // HOP] ** 2
-    return torch.log(torch.clamp(_bands("ar").to(wav.device) @ power, min=1e-5))
+    return torch.log(torch.clamp(bands("ar").to(wav.device) @ power, min=1e-5))
 
 
 def vocoder_mel(wav: Tensor) -> Tensor:
     """wav: (rows, samples) at 24 kHz -> (rows, 100, 1 + samples // 256) log magnitude, what the diffusion decoder draws."""
     magnitude = magnitudes(wav.clamp(-1, 1), mel.FFT, HOP)
-    return torch.log(torch.clamp(_bands("vocoder").to(wav.device) @ magnitude, min=1e-5))
+    return torch.log(torch.clamp(bands("vocoder").to(wav.device) @ magnitude, min=1e-5))
 
 
 def mel_norms() -> Tensor:
     """(80,): what the voice encoder's mels are divided by."""
-    return torch.from_numpy(mel._MEL_NORMS)
+    return torch.from_numpy(mel.MEL_NORMS)

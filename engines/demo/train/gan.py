@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .features import _bands, magnitudes
+from .features import bands, magnitudes
 
 SIZES = (512, 1024, 2048)  #: of the Fourier transforms
 
@@ -22,8 +22,8 @@ def spectral_loss(made: Tensor, real: Tensor) -> Tensor:
         convergence = torch.norm(a - b) / torch.norm(b).clamp_min(1e-3)
         total = total + (convergence + (a.log() - b.log()).abs().mean()) / len(SIZES)
         if size == 1024:
-            bands = _bands("vocoder").to(made.device)
-            total = total + ((bands @ a + 1e-5).log() - (bands @ b + 1e-5).log()).abs().mean()
+            mel = bands("vocoder").to(made.device)
+            total = total + ((mel @ a + 1e-5).log() - (mel @ b + 1e-5).log()).abs().mean()
     return total
 
 
@@ -65,6 +65,15 @@ def discriminator_loss(judge: Discriminator, made: Tensor, real: Tensor) -> Tens
     good, bad = judge(real)[0], judge(made.detach())[0]
     terms = [((g - 1) ** 2).mean() + (b**2).mean() for g, b in zip(good, bad, strict=True)]
     return torch.stack(terms).mean()
+
+
+def critic_step(judge: Discriminator, critic: torch.optim.Optimizer, made: Tensor, real: Tensor) -> float:
+    """Let the discriminator learn to tell made from real, (rows, samples) each; -> its loss before."""
+    loss = discriminator_loss(judge, made, real)
+    critic.zero_grad()
+    loss.backward()
+    critic.step()
+    return loss.item()
 
 
 def adversarial_loss(judge: Discriminator, made: Tensor, real: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ Latent j has read code j - 1, so the decoder speaks one code (46 ms) late; every
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,24 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tortoise_rt.export.models.hifigan import HifiganGenerator
-from tortoise_rt.spec import CODE_RATE, CODE_SAMPLES, HOP, SAMPLE_RATE, codes_to_frames
+from tortoise_rt.spec import CODE_RATE, HOP, SAMPLE_RATE, codes_to_frames
 
-from . import gan, loop, shards
+from . import gan, latents, loop, shards, vqvae
 from .autoregressive import DIM, codebook
-from .latents import fold_input, linear_map, to_read_vectors
+from .shards import CODE_SECONDS
 from .teacher import VOICES
 
 CODES_STAGE, STAGE = "hifigan_codes", "hifigan"
-CODE_SECONDS = CODE_SAMPLES / CODE_RATE
 SEGMENT, ROWS = 12, 4  #: codes, and rows of a batch
 CHANNELS = 128
+UPSAMPLE_FACTORS, BLOCK_DILATIONS = [8, 8, 2, 2], [[1, 3, 5], [1, 3, 5]]
 ADVERSARIAL = 0.5  #: share of the steps on latents that have a discriminator
 
 
 def build(in_dim: int) -> HifiganGenerator:
     model = HifiganGenerator(
         in_dim=in_dim, voice_dim=DIM, channels=CHANNELS, upsample_kernels=[16, 16, 4, 4],
-        upsample_factors=[8, 8, 2, 2], block_kernels=[3, 7], block_dilations=[[1, 3, 5]] * 2,
+        upsample_factors=UPSAMPLE_FACTORS, block_kernels=[3, 7], block_dilations=BLOCK_DILATIONS,
     )  # fmt: skip
     for name, parameter in model.named_parameters():
         if name.startswith(("ups.", "resblocks.", "conv_post.")) and parameter.ndim == 3:
@@ -45,19 +44,8 @@ def upsampled(x: Tensor) -> Tensor:
     return F.interpolate(fine, scale_factor=SAMPLE_RATE / CODE_RATE, mode="linear")
 
 
-def segment(wav: np.ndarray, first: int, codes: int, delay: int) -> Tensor:
-    """The audio of ``codes`` codes from ``first`` - ``delay`` on; silence beyond the ends."""
-    length = codes_to_frames(codes) * HOP
-    start = round((first - delay) * CODE_SECONDS * SAMPLE_RATE)
-    out = np.zeros(length, np.float32)
-    a, b = max(0, start), min(len(wav), start + length)
-    if b > a:
-        out[a - start : b - start] = wav[a:b].astype(np.float32) / 32767
-    return torch.from_numpy(out)
-
-
 class _Speech:
-    """Pairs of decoder input and audio, for batches."""
+    """Pairs of decoder input and audio, which comes ``delay`` codes later, for batches."""
 
     def __init__(
         self,
@@ -82,19 +70,21 @@ class _Speech:
                 continue
             first = int(rng.integers(0, len(x) - SEGMENT + 1))
             xs.append(x[first : first + SEGMENT].float())
-            wavs.append(segment(np.asarray(self.wavs[name][i]), first, SEGMENT, self.delay))
+            start = round((first - self.delay) * CODE_SECONDS * SAMPLE_RATE)
+            wavs.append(shards.cut(np.asarray(self.wavs[name][i]), start, codes_to_frames(SEGMENT) * HOP))
             voices.append(self.voices[name][int(rng.integers(len(self.voices[name])))])
         return torch.stack(xs), torch.stack(voices), torch.stack(wavs)
 
 
 def train_on_codes(work: loop.Work, steps: int = 7000, shards_used: int = 4) -> None:
     """From the VQ-VAE's code vectors, which are there long before latents are."""
-    if work.finished(CODES_STAGE):
+    source = vqvae.fingerprint(work)
+    if work.finished(CODES_STAGE, source):
         return
     torch.set_num_threads(work.threads)
     torch.manual_seed(work.seed)
     vectors, _ = codebook(work)
-    codes = torch.load(work.folder / "codes.pt", weights_only=True)
+    codes = vqvae.read_codes(work)
     wavs: dict[str, list[Any]] = {voice: [] for voice in VOICES}
     inputs: list[Tensor] = []
     for path in shards.paths(work.data)[:shards_used]:
@@ -115,7 +105,8 @@ def train_on_codes(work: loop.Work, steps: int = 7000, shards_used: int = 4) -> 
         optimizer.step()
         return {"spectra": loss.item()}
 
-    loop.run(work, CODES_STAGE, step, steps, {"model": model}, [optimizer], loop.cosine(50, 0.2))
+    schedule = loop.cosine(50, 0.2)
+    loop.run(work, CODES_STAGE, step, steps, {"model": model}, [optimizer], schedule, source=source)
 
 
 def stand_ins() -> dict[str, Tensor]:
@@ -136,15 +127,14 @@ def fold_voices(weights: dict[str, Tensor], old: dict[str, Tensor], new: dict[st
 
 def train(work: loop.Work, steps: int = 8000) -> None:
     """From latents. The start is the decoder of codes behind a linear map from latents to code vectors."""
+    source = latents.network(work)
+    if work.finished(STAGE, source):
+        return
     torch.set_num_threads(work.threads)
     torch.manual_seed(work.seed)
-    stored = torch.load(work.folder / "latents.pt", weights_only=True)
-    if work.finished(STAGE):
-        return
+    stored = latents.read(work)
     model, judge = build(DIM), gan.Discriminator()
-    if work.state(STAGE).exists():
-        _follow(work, stored)
-    else:
+    if not work.state(STAGE).exists():
         model.load_state_dict(_first_weights(work, stored))
     model, judge = model.to(work.device), judge.to(work.device)
     speech = _Speech(stored["latents"], stored["wavs"], stored["voices"], delay=1)
@@ -164,13 +154,10 @@ def train(work: loop.Work, steps: int = 8000) -> None:
         spectra = gan.spectral_loss(made, wav)
         total, losses = spectra, {"spectra": spectra.item()}
         if number >= (1 - ADVERSARIAL) * steps * work.scale:
-            judged = gan.discriminator_loss(judge, made, wav)
-            critic.zero_grad()
-            judged.backward()
-            critic.step()
+            judged = gan.critic_step(judge, critic, made, wav)
             fooled = gan.adversarial_loss(judge, made, wav)
             total = total + 0.4 * fooled
-            losses |= {"judge": judged.item(), "fooled": fooled.item()}
+            losses |= {"judge": judged, "fooled": fooled.item()}
         optimizer.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -178,37 +165,14 @@ def train(work: loop.Work, steps: int = 8000) -> None:
         return losses
 
     modules = {"model": model, "judge": judge}
-    loop.run(work, STAGE, step, steps, modules, [optimizer, critic], loop.cosine(50))
-    loop.save(stored["probe"], _probe(work))
+    loop.run(work, STAGE, step, steps, modules, [optimizer, critic], loop.cosine(50), source=source)
 
 
 def _first_weights(work: loop.Work, stored: dict[str, Any]) -> dict[str, Tensor]:
     weights = work.weights(CODES_STAGE)
-    fold_input(weights, "conv_pre", *to_read_vectors(work, stored))
+    latents.fold_input(weights, "conv_pre", *latents.to_read_vectors(work, stored))
     fold_voices(weights, stand_ins(), stored["voices"])
-    loop.save(stored["probe"], _probe(work))
-    loop.save(stored["voices"], work.folder / "hifigan_voices.pt")
     return weights
-
-
-def _follow(work: loop.Work, stored: dict[str, Any]) -> None:
-    """Where the autoregressive network has moved on since, map its new latents to the old in the saved state."""
-    probe, voices = torch.load(_probe(work)), torch.load(work.folder / "hifigan_voices.pt")
-    if torch.equal(probe, stored["probe"]):
-        return
-    matrix, offset, missed = linear_map(stored["probe"].float(), probe.float())
-    print(f"hifigan: following the new latents, missing {missed:.1%} of the old ones' variance", flush=True)
-    state = work.read_state(STAGE)
-    assert state is not None
-    fold_input(state["modules"]["model"], "conv_pre", matrix, offset)
-    fold_voices(state["modules"]["model"], voices, stored["voices"])
-    loop.save(state, work.state(STAGE))
-    loop.save(stored["probe"], _probe(work))
-    loop.save(stored["voices"], work.folder / "hifigan_voices.pt")
-
-
-def _probe(work: loop.Work) -> Path:
-    return work.folder / "hifigan_probe.pt"
 
 
 def load(work: loop.Work) -> HifiganGenerator:

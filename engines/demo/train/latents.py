@@ -18,7 +18,6 @@ from .teacher import VOICES
 
 CLIPS = 16  #: voice latents kept of every voice
 DISTURBED = 0.33  #: share of sentences read with some codes replaced, as sampled ones are
-PROBES = 400  #: sentences that show how latents moved between two trainings
 ROWS = 24  #: sentences at a time
 TAIL = 8  #: codes of silence that the runtime puts behind a sentence for the diffusion decoder
 RIDGE = 1e-4
@@ -26,16 +25,16 @@ RIDGE = 1e-4
 
 @torch.no_grad()
 def make(work: loop.Work, sentences: int = 6000) -> None:
-    """-> latents.pt, made anew whenever the autoregressive network has moved on.
+    """-> latents.pt, made anew whenever the autoregressive network has moved on; in one piece, some minutes.
 
+    ``network``: the ``digest`` of the autoregressive network;
     ``voices``: voice -> (16, dim) latents of its clips; ``latents``: voice -> per sentence (codes, dim) half;
-    ``tails``: the same of the TAIL codes behind; ``wavs``: voice -> per sentence int16; ``codes``; ``probe``:
-    (positions, dim).
+    ``tails``: the same of the TAIL codes behind; ``wavs``: voice -> per sentence int16; ``codes``; ``places``:
+    per sentence its shard and its row there.
     """
     path = work.folder / "latents.pt"
-    state = work.read_state(autoregressive.STAGE)
-    trained = state["step"] if state else -1
-    if path.exists() and torch.load(path, weights_only=True)["trained"] == trained:
+    mine = network(work)
+    if path.exists() and torch.load(path, weights_only=True, mmap=True).get("network") == mine:
         return
     torch.set_num_threads(work.threads)
     model = autoregressive.load(work).to(work.device)
@@ -55,12 +54,13 @@ def make(work: loop.Work, sentences: int = 6000) -> None:
         wavs |= {(number, index): row["wav"] for index, row in enumerate(rows)}
     chosen = sorted((e for e in prepare(work) if (e.shard, e.row) in wavs), key=len)
     made: dict[str, Any] = dict(
-        trained=trained,
+        network=mine,
         voices=voices,
         latents={v: [] for v in VOICES},
         tails={v: [] for v in VOICES},
         wavs={v: [] for v in VOICES},
         codes=[],
+        places=[(e.shard, e.row) for e in chosen],
     )
     for first in range(0, len(chosen), ROWS):
         part = chosen[first : first + ROWS]
@@ -78,13 +78,25 @@ def make(work: loop.Work, sentences: int = 6000) -> None:
         made["codes"] += [torch.from_numpy(c).short() for c in codes]
         if first // ROWS % 50 == 0:
             print(f"latents {first}/{len(chosen)}", flush=True)
-    probe = []
-    spread = [chosen[i * len(chosen) // PROBES] for i in range(PROBES)]
-    for first in range(0, PROBES, ROWS):
-        batch = collate(spread[first : first + ROWS]).to(work.device)
-        probe += _latents(model, batch, voices["alto"].mean(0, keepdim=True).to(work.device))
-    made["probe"] = torch.cat(probe)
     loop.save(made, path)
+
+
+def network(work: loop.Work) -> str:
+    """Tells what latents mean: the ``digest`` of the autoregressive network."""
+    weights = work.weights(autoregressive.STAGE)
+    return loop.digest(*(weights[key] for key in sorted(weights)))
+
+
+def read(work: loop.Work) -> dict[str, Any]:
+    """What ``make`` wrote; refused where it is of another autoregressive network than the folder has now."""
+    path = work.folder / "latents.pt"
+    stored: dict[str, Any] = torch.load(path, weights_only=True)
+    mine = network(work)
+    if stored.get("network", mine) != mine:  # not in files of earlier versions
+        raise loop.Mismatch(
+            f"{path} is of another autoregressive network than {work.folder} has now: run the stage latents"
+        )
+    return stored
 
 
 def _latents(model: torch.nn.Module, batch: autoregressive.Batch, voice: Tensor) -> list[Tensor]:

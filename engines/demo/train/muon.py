@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Coefficients of the quintic Newton-Schulz iteration, from the source above.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -41,6 +41,18 @@ class Muon(torch.optim.Optimizer):
                     piece.mul_(1 - group["lr"] * group["decay"]).add_(
                         change.T if t else change, alpha=-group["lr"] * size
                     )
+
+
+def optimizers(
+    matrices: Sequence[nn.Parameter], modules: Iterable[nn.Module]
+) -> tuple[list[torch.optim.Optimizer], list[nn.Parameter]]:
+    """Muon for ``matrices``, AdamW for whatever else ``modules`` have; -> both, and those others."""
+    chosen = {id(p) for p in matrices}
+    others = [p for module in modules for p in module.parameters() if id(p) not in chosen]
+    return [
+        Muon(matrices, 0.02),
+        torch.optim.AdamW(others, 2e-3, betas=(0.9, 0.95), weight_decay=0.0),
+    ], others
 
 
 def _orthogonal(x: Tensor) -> Tensor:

@@ -18,6 +18,12 @@ FRAMES_PER_CODE = CODE_SAMPLES // HOP
 CODE_SECONDS = CODE_SAMPLES / CODE_RATE
 _FRAME_SAMPLES = HOP * SAMPLE_RATE / CODE_RATE  # at the teacher's rate
 
+_RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
+#: of NumPy's arrays, which shards of earlier versions hold where newer ones have tensors
+torch.serialization.add_safe_globals(
+    [_RECONSTRUCT, np.ndarray, np.dtype, np.dtypes.Int16DType, np.dtypes.Int32DType]
+)
+
 
 def paths(folder: Path) -> list[Path]:
     found = sorted(folder.glob("shard_*.pt"))
@@ -27,8 +33,12 @@ def paths(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """One shard's rows, as teacher.speak_corpus wrote them."""
-    rows: list[dict[str, Any]] = torch.load(path, map_location="cpu", weights_only=False)
+    """One shard's rows, as teacher.speak_corpus wrote them; all that is no mel as arrays."""
+    rows: list[dict[str, Any]] = torch.load(path, map_location="cpu", weights_only=True)
+    for row in rows:
+        row["ids"], row["starts"] = np.asarray(row["ids"]), np.asarray(row["starts"])
+        if "wav" in row:
+            row["wav"] = {voice: np.asarray(wav) for voice, wav in row["wav"].items()}
     return rows
 
 
@@ -45,6 +55,15 @@ def padded(mel: Tensor, extra: int = 2 * FRAMES_PER_CODE) -> Tensor:
     """(80, frames) -> float, whole codes long, with ``extra`` frames of silence behind."""
     short = -mel.shape[1] % FRAMES_PER_CODE + extra
     return torch.nn.functional.pad(mel.float(), (0, short), value=SILENCE)
+
+
+def cut(wav: np.ndarray, first: int, samples: int) -> Tensor:
+    """wav: (n,) int16 -> (samples,) float in [-1, 1] from sample ``first`` on; silence beyond the ends."""
+    out = np.zeros(samples, np.float32)
+    inside = wav[max(0, first) : max(0, first + samples)]
+    at = max(0, -first)
+    out[at : at + len(inside)] = inside.astype(np.float32) / 32767
+    return torch.from_numpy(out)
 
 
 def phonemes_at(row: dict[str, Any], frames: np.ndarray) -> np.ndarray:

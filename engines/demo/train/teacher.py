@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,27 +114,20 @@ class Teacher:
         return dsp.synth(harmonic, rotation, noise, free, phase, pitch, np.random.default_rng(seed))
 
 
-def speak_corpus(
-    sentences: Path,
-    folder: Path,
-    *,
-    first: int = 0,
-    step: int = 1,
-    audio_shards: int = 10,
-    shards: int = 10**6,
-) -> None:
-    """Shards first, first + step, ... of the corpus -> folder/shard_NNN.pt; what is there already is kept.
+def speak_corpus(work: loop.Work, first: int = 0, step: int = 1, audio_shards: int = 10) -> None:
+    """Shards first, first + step, ... of the corpus -> data/shard_NNN.pt; what is there already is kept.
 
     Every shard holds the teacher's mels; the first ``audio_shards`` hold audio and mels of all voices as well.
     """
     torch.set_num_threads(1)
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = [text for _, text in corpus.read(sentences)]
+    work.data.mkdir(exist_ok=True)
+    texts = [text for _, text in corpus.read(work.folder / "corpus.txt.gz")]
     teacher = Teacher()
-    for shard in range(first, min(-(-len(texts) // SHARD), shards), step):
-        path = folder / f"shard_{shard:03d}.pt"
+    for shard in range(first, -(-len(texts) // SHARD), step):
+        path = work.data / f"shard_{shard:03d}.pt"
         if path.exists():
             continue
+        work.check_time(f"speak, before {path.name}")
         began = time.time()
         voices = tuple(VOICES) if shard < audio_shards else ("alto",)
         rows = [_row(teacher, text, voices) for text in texts[shard * SHARD : (shard + 1) * SHARD]]
@@ -158,14 +150,15 @@ def _row(teacher: Teacher, text: str, voices: tuple[str, ...]) -> dict[str, Any]
     row = dict(
         text=text,
         phonemes=said.phonemes,
-        ids=said.ids.astype(np.int16),
-        starts=said.starts.astype(np.int32),
+        ids=torch.from_numpy(said.ids.astype(np.int16)),
+        starts=torch.from_numpy(said.starts.astype(np.int32)),
         seconds=seconds,
         mel={voice: code_mel(wav).half() for voice, wav in said.wav.items()},
     )
     if len(voices) > 1:
         row["wav"] = {
-            voice: (np.clip(wav, -1, 1) * 32767).astype(np.int16) for voice, wav in said.wav.items()
+            voice: torch.from_numpy((np.clip(wav, -1, 1) * 32767).astype(np.int16))
+            for voice, wav in said.wav.items()
         }
     return row
 

@@ -15,6 +15,7 @@ from tortoise_rt.spec import HOP, MEL_MAX, MEL_MIN, VOCODER_NOISE
 
 from . import gan, loop, shards
 from .features import vocoder_mel
+from .shards import cut
 from .teacher import VOICES
 
 STAGE = "univnet"
@@ -73,14 +74,6 @@ def disturbed(mel: Tensor, rng: np.random.Generator) -> Tensor:
     return mel.clamp(MEL_MIN, MEL_MAX)
 
 
-def cut(wav: np.ndarray, first: int, samples: int) -> Tensor:
-    """int16 -> float, silence beyond the ends."""
-    out = np.zeros(samples, np.float32)
-    a, b = max(0, first), min(len(wav), first + samples)
-    out[a - first : b - first] = wav[a:b].astype(np.float32) / 32767
-    return torch.from_numpy(out)
-
-
 def mels(wav: Tensor) -> Tensor:
     """(rows, samples with CONTEXT frames at both ends) -> (rows, 100, frames) of what is between."""
     return vocoder_mel(wav)[..., CONTEXT : -CONTEXT - 1]
@@ -125,15 +118,12 @@ def train(work: loop.Work, steps: int = 4000, shards_used: int = 4) -> None:
         spectra = gan.spectral_loss(made, real)
         total, losses = spectra, {"spectra": spectra.item()}
         if number >= (1 - ADVERSARIAL) * steps * work.scale:
-            with torch.autocast(work.device, torch.bfloat16):
-                judged = gan.discriminator_loss(judge, made, real)
-            critic.zero_grad()
-            judged.backward()
-            critic.step()
-            with torch.autocast(work.device, torch.bfloat16):
+            with loop.mixed(work.device):
+                judged = gan.critic_step(judge, critic, made, real)
+            with loop.mixed(work.device):  # anew: the judge's weights have changed
                 fooled = gan.adversarial_loss(judge, made, real)
             total = total + 0.4 * fooled
-            losses |= {"judge": judged.item(), "fooled": fooled.item()}
+            losses |= {"judge": judged, "fooled": fooled.item()}
         optimizer.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)

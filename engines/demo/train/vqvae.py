@@ -6,6 +6,8 @@ about what is said. Nothing of it is needed to speak.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -110,15 +112,10 @@ class VQVAE(nn.Module):
             table.copy_(table[order].clone())
 
 
-def load(work: loop.Work, decoder: bool = False) -> VQVAE:
-    """The trained model. ``decoder``: whether that part is needed, which the committed weights do not have."""
+def load(work: loop.Work) -> VQVAE:
+    """The trained model; without the decoder where the weights are the committed ones, which do not have it."""
     model = VQVAE()
-    weights = work.weights(STAGE)
-    missing, strange = model.load_state_dict(weights, strict=False)
-    if missing and decoder:
-        raise FileNotFoundError(
-            f"the committed weights of {STAGE} have no decoder: run the stage {STAGE} first"
-        )
+    missing, strange = model.load_state_dict(work.weights(STAGE), strict=False)
     if strange or any(not key.startswith(loop.LEFT_OUT[STAGE]) for key in missing):
         raise ValueError(f"these are no weights of stage {STAGE}: missing {missing}, unknown {strange}")
     return model.eval()
@@ -146,7 +143,7 @@ def train(work: loop.Work, steps: int = 9000, limit: int = 16, batch: int = 16, 
             ys.append(labels[i][start : start + frames])
         x = (torch.stack(xs).to(work.device) - MEL_MEAN) / MEL_SCALE
         y = torch.stack(ys).to(work.device)
-        with torch.autocast(work.device, torch.bfloat16):
+        with loop.mixed(work.device):
             mel, phonemes, commitment = model(x)
         error = (mel.float() - x).abs().mean()
         spoken = F.cross_entropy(phonemes.float(), y)
@@ -166,16 +163,37 @@ def train(work: loop.Work, steps: int = 9000, limit: int = 16, batch: int = 16, 
     loop.run(work, STAGE, step, steps, {"model": model}, [optimizer], loop.cosine(floor=0.03), finish=finish)
 
 
+def fingerprint(work: loop.Work) -> str:
+    """Tells what the codes mean: the ``digest`` of the codebook."""
+    return loop.digest(work.weights(STAGE)["codebook"])
+
+
+def read_codes(work: loop.Work) -> dict[str, list[Tensor]]:
+    """What encode_corpus wrote: shard's name -> (codes,) int16 of each of its rows."""
+    path = work.folder / "codes.pt"
+    codes: dict[str, Any] = torch.load(path, weights_only=True)
+    if codes.pop("codebook", None) not in (None, fingerprint(work)):  # None: of earlier versions
+        raise loop.Mismatch(f"{path} is of another codebook than {STAGE} has now: run the stage encode")
+    return codes
+
+
 @torch.no_grad()
 def encode_corpus(work: loop.Work) -> None:
-    """-> codes.pt: for every shard the codes of its rows, with two codes of silence behind each."""
+    """-> codes.pt: for every shard the codes of its rows, with two codes of silence behind each.
+
+    ``codebook`` there is the fingerprint of the VQ-VAE; codes of another one, or of an unknown one, are made anew.
+    """
     path = work.folder / "codes.pt"
-    done: dict[str, list[Tensor]] = torch.load(path, weights_only=True) if path.exists() else {}
+    done: dict[str, Any] = torch.load(path, weights_only=True) if path.exists() else {}
+    mine = fingerprint(work)
+    if done.get("codebook") != mine:
+        done = {"codebook": mine}
     torch.set_num_threads(work.threads)
     model = load(work).to(work.device)
     for shard in shards.paths(work.data):
         if shard.name in done:
             continue
+        work.check_time(f"encode, before {shard.name}")
         mels = [shards.padded(row["mel"]["alto"]) for row in shards.read(shard)]
         codes: list[Tensor] = [torch.empty(0)] * len(mels)
         lengths: dict[int, list[int]] = {}
@@ -183,10 +201,10 @@ def encode_corpus(work: loop.Work) -> None:
             lengths.setdefault(mel.shape[1], []).append(i)
         for group in lengths.values():
             stacked = torch.stack([mels[i] for i in group]).to(work.device)
-            with torch.autocast(work.device, torch.bfloat16):  # as in training
+            with loop.mixed(work.device):  # as in training
                 found = model.encode(stacked).short().cpu()
             for i, row in zip(group, found, strict=True):
                 codes[i] = row.clone()
         done[shard.name] = codes
+        loop.save(done, path)
         print(f"encoded {shard.name}", flush=True)
-    loop.save(done, path)
