@@ -15,6 +15,9 @@ from .sampling import draw
 from .spec import CALM_RUN, CALM_TOKEN, MAX_TEXT_IDS, STOP_TEXT, TAIL_TOKENS, Dims
 
 DEFAULT_MAX_MEL_TOKENS = 500
+FIRST_SEEN = (
+    1,
+)  #: with the start code: what the reference penalises from the first, its placeholder for the prefix
 Progress = Callable[[int, int], None]
 
 
@@ -91,9 +94,8 @@ def _decode(
     first_position = 2 if settings.kv_positions == "upstream" else 1
     total, limit = uniforms.shape
     codes = np.full((total, limit), stop, np.int64)
-    # The reference's penalty also falls on code 1 (its placeholder for the prefix) and on the start code.
     seen = np.zeros((total, engine.dims["ar.mel_codes"]), bool)
-    seen[:, [1, start]] = True
+    seen[:, [*FIRST_SEEN, start]] = True
     live = np.arange(total)  # rows that have not stopped
     held = live.copy()  # rows of the cache; a superset of live
     for step in range(limit):
@@ -144,6 +146,17 @@ def stopped_length(codes: Array, stop: int) -> int:
     """Codes (codes,) of a row as drawn up to its stop, which counts, or all."""
     stops = np.flatnonzero(codes == stop)
     return int(stops[0]) + 1 if len(stops) else len(codes)
+
+
+def codes_to_decode(drawn: Array, stop: int, decoder: str) -> Array:
+    """Codes (codes,) as drawn, padded with stop -> those that ``decoder`` gets latents of.
+
+    HiFi-GAN learned on codes as drawn, without the silence behind them; diffusion on rows that are fixed up.
+    """
+    if decoder == "hifigan":
+        return drawn[: stopped_length(drawn, stop)]
+    fixed = fix_codes(drawn[None], stop)[0]
+    return fixed[: spoken_length(fixed)]
 
 
 def code_latents(engine: Engine, voice: Array, text: Array, rows: Sequence[Array]) -> list[Array]:

@@ -99,6 +99,30 @@ class Engine(abc.ABC):
             raise EngineError(f"a cache of {capacity} positions cannot hold rows of {lengths.max()}")
         return KVCache(self._take_rows(cache, index, capacity), lengths, capacity)
 
+    def position_bytes(self) -> int:
+        """Bytes of one position of a row of a cache, in float32."""
+        return 2 * 4 * self.dims["ar.layers"] * self.dims["ar.dim"]
+
+    def put_rows(self, target: KVCache, places: Sequence[int], source: KVCache, rows: Sequence[int]) -> None:
+        """Copy ``rows`` of ``source`` (repeats allowed) over the rows ``places`` of ``target``, another cache or the same."""
+        to, index = np.asarray(places, np.int64), np.asarray(rows, np.int64)
+        if len(to) != len(index) or len(set(places)) != len(to):
+            raise EngineError(f"{list(places)} are no places for rows {list(rows)}")
+        for name, cache, chosen in (("target", target, to), ("source", source, index)):
+            if len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= cache.rows:
+                raise EngineError(f"rows {chosen.tolist()} are not rows of a {name} that has {cache.rows}")
+        lengths = source.lengths[index]
+        if target.capacity < lengths.max():
+            raise EngineError(f"a cache of {target.capacity} positions cannot hold rows of {lengths.max()}")
+        self._put_rows(target, to, source, index)
+        target.lengths[to] = lengths
+
+    def first_rows(self, cache: KVCache, count: int) -> KVCache:
+        """The first ``count`` rows of ``cache`` as a cache that shares its memory and its lengths."""
+        if not 1 <= count <= cache.rows:
+            raise EngineError(f"{count} are not the first rows of a cache that has {cache.rows}")
+        return KVCache(self._first_rows(cache, count), cache.lengths[:count], cache.capacity)
+
     def ar_step(
         self,
         cache: KVCache,
@@ -135,7 +159,7 @@ class Engine(abc.ABC):
         if cache.lengths.max() + new > cache.capacity:
             raise EngineError(f"{cache.lengths.max()} + {new} positions exceed the cache's {cache.capacity}")
         result = self._ar_step(cache, checked)
-        cache.lengths = cache.lengths + new
+        cache.lengths += new
         return result
 
     def _spec(self, graph: str) -> GraphSpec:
@@ -152,6 +176,12 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def _take_rows(self, cache: KVCache, rows: Array, capacity: int) -> Any: ...
+
+    @abc.abstractmethod
+    def _put_rows(self, target: KVCache, places: Array, source: KVCache, rows: Array) -> None: ...
+
+    @abc.abstractmethod
+    def _first_rows(self, cache: KVCache, count: int) -> Any: ...
 
     @abc.abstractmethod
     def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]: ...

@@ -10,6 +10,10 @@
     ├── BundleError            engine bundles: missing, damaged, of another format
     │   └── BundleMismatch     a sound bundle that was made for another machine or library
     ├── EngineError            a network this engine lacks, wrong inputs to a graph
+    ├── RequestError           a request in flight was not carried out
+    │   ├── QueueFull          too many are in flight
+    │   ├── Cancelled          its caller gave it up
+    │   └── DeadlineExceeded   its time was over
     ├── FetchError             a file could not be downloaded
     ├── OutputError            the result could not be written
     └── MissingDependency      an optional package is needed; the message names the extra
@@ -61,6 +65,22 @@ class BundleMismatch(BundleError):
 
 class EngineError(TortoiseError):
     """The engine cannot do what was asked of it."""
+
+
+class RequestError(TortoiseError):
+    """A request was not carried out."""
+
+
+class QueueFull(RequestError):
+    """Too many requests are in flight."""
+
+
+class Cancelled(RequestError):
+    """The caller gave the request up."""
+
+
+class DeadlineExceeded(RequestError):
+    """The request's time was over before it was done."""
 
 
 class FetchError(TortoiseError):

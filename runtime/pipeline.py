@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from . import autoregressive, conditioning, diffusion, ranking, vocoder
-from .config import Settings
+from .config import ARSettings, Settings
 from .engine import Array, Engine
 from .errors import SettingsError, TextError
 from .rng import MAX_SEED, Philox, Randomness
@@ -50,11 +50,34 @@ class Result:
         return bool((self.codes[self.chosen] == self.stop_code).any(axis=1).all())
 
 
+class AutoregressiveStage(Protocol):
+    """How codes are drawn and their latents found; the module ``autoregressive`` does it for one request alone."""
+
+    def sample_codes(
+        self,
+        engine: Engine,
+        voice: Array,
+        text: Array,
+        settings: ARSettings,
+        rand: Randomness,
+        progress: autoregressive.Progress,
+    ) -> Array: ...
+
+    def code_latents(
+        self, engine: Engine, voice: Array, text: Array, rows: Sequence[Array]
+    ) -> list[Array]: ...
+
+
 class Pipeline:
     """Synthesis with one engine."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer | None = None) -> None:
-        self.engine = engine
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer | None = None,
+        autoregressive_stage: AutoregressiveStage = autoregressive,
+    ) -> None:
+        self.engine, self._stage = engine, autoregressive_stage
         if tokenizer is None and engine.info.tokenizer is not None:
             tokenizer = Tokenizer(engine.info.tokenizer)
         self.tokenizer = tokenizer
@@ -98,7 +121,7 @@ class Pipeline:
         with timed(seconds, "voice"):
             latents, clip_mels = conditioning.resolve(self.engine, voice, settings, rand)
         with timed(seconds, "sampling"):
-            codes = autoregressive.sample_codes(
+            codes = self._stage.sample_codes(
                 self.engine, latents.auto, row, settings.ar, rand, lambda *n: progress("sampling", *n)
             )
         stop = self.engine.dims["ar.stop_code"]
@@ -107,11 +130,8 @@ class Pipeline:
             scores = self._scores(ids, fixed, settings, clip_mels, progress)
         chosen = ranking.best(scores, settings.candidates)
         with timed(seconds, "latents"):
-            if settings.decoder == "hifigan":  # learned on codes as drawn, without the silence behind them
-                spoken = [codes[i, : autoregressive.stopped_length(codes[i], stop)] for i in chosen]
-            else:
-                spoken = [fixed[i, : autoregressive.spoken_length(fixed[i])] for i in chosen]
-            code_latents = autoregressive.code_latents(self.engine, latents.auto, row, spoken)
+            spoken = [autoregressive.codes_to_decode(codes[i], stop, settings.decoder) for i in chosen]
+            code_latents = self._stage.code_latents(self.engine, latents.auto, row, spoken)
         used = getattr(rand, "seed", None)
         result = Result([], codes, scores, chosen, code_latents, [], latents, stop, used, seconds)
         decode = self._hifigan if settings.decoder == "hifigan" else self._diffuse

@@ -23,6 +23,7 @@ from .engine import Array, Engine
 from .errors import AudioError, EngineError, SettingsError, TextError, VoiceError
 from .pipeline import Pipeline, Result, check_seed
 from .rng import Philox, fresh_seed
+from .scheduler import ROWS, Scheduler
 from .spec import CODE_RATE, HOP, SAMPLE_RATE, codes_to_frames
 from .tensors import all_in_kind, any_tensor, in_kind, is_tensor, to_array
 from .text import Tokenizer, find_reference_tokenizer
@@ -82,7 +83,7 @@ class TextToSpeech:
 
     ``engine`` is a bundle's folder or an open Engine, ``models_dir`` or ``checkpoints`` a folder of checkpoints
     (``models_dir`` may also be a bundle); with none of them, the demo bundle speaks. ``autoregressive_batch_size``
-    bounds memory and never changes a result. The cache is always on, and precision is the engine's: ``kv_cache``,
+    samples decode side by side, of all threads that call; it bounds memory and never changes a result. The cache is always on, and precision is the engine's: ``kv_cache``,
     ``use_deepspeed`` and ``half`` are accepted and have no effect.
 
     Arrays in and out are NumPy; torch tensors are accepted, and returned when given.
@@ -115,6 +116,8 @@ class TextToSpeech:
         self._batch_rows = autoregressive_batch_size
         tokenizer = choose_tokenizer(self.engine, tokenizer_vocab_file, tokenizer_basic)
         self.pipeline = Pipeline(self.engine, tokenizer)
+        rows = ROWS if autoregressive_batch_size is None else autoregressive_batch_size
+        self.scheduler = Scheduler(self.engine, tokenizer, rows=rows)
         if half:
             _warn_about_half()
 
@@ -211,9 +214,13 @@ class TextToSpeech:
         check_text(text)
         check_brackets(text, self.enable_redaction)
         settings = self._settings(**arguments)
-        result = self.pipeline.synthesize(
-            text, self._voice(voice_samples, conditioning_latents), settings, _seed(seed)
-        )
+        voice = self._voice(voice_samples, conditioning_latents)
+        handle = self.scheduler.submit(text, voice, settings, _seed(seed))
+        try:
+            result = handle.result()
+        except BaseException:  # an interrupt too: nobody waits for it any more
+            handle.cancel()
+            raise
         if verbose:
             times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())
             log.info("seed %d, %.2f s of audio: %s", result.seed, result.audio_seconds, times)

@@ -78,6 +78,12 @@ class FakeEngine(Engine):
     def _take_rows(self, cache: KVCache, rows: Array, capacity: int) -> Array:
         return cache.state[rows].copy()
 
+    def _put_rows(self, target: KVCache, places: Array, source: KVCache, rows: Array) -> None:
+        target.state[places] = source.state[rows]
+
+    def _first_rows(self, cache: KVCache, count: int) -> Array:
+        return cache.state[:count]
+
     def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
         state, text, codes = cache.state, inputs["text_ids"], inputs["codes"]
         for latent in inputs["voice"].swapaxes(0, 1):

@@ -239,6 +239,18 @@ class OnnxEngine(Engine):
             tensors.append(self._to_device(room))
         return tensors
 
+    def _put_rows(self, target: KVCache, places: Array, source: KVCache, rows: Array) -> None:
+        if self._kind != "cpu":
+            raise EngineError("on cuda, rows cannot be put into a cache yet")
+        filled = int(source.lengths[rows].max())
+        for to, tensor in zip(target.state, source.state, strict=True):
+            to[places, :, :filled] = tensor[rows, :, :filled]
+
+    def _first_rows(self, cache: KVCache, count: int) -> Any:
+        if self._kind != "cpu":
+            raise EngineError("on cuda, a cache cannot be shared in part yet")
+        return cache.state[:, :count]
+
     def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
         new = sum(inputs[name].shape[1] for name in ("voice", "text_ids", "codes"))
         if new == 1 or cache.rows == 1 or not cache.lengths.any():

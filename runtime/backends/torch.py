@@ -87,6 +87,15 @@ class TorchEngine(Engine):
         return taken
 
     @torch.inference_mode()
+    def _put_rows(self, target: KVCache, places: Array, source: KVCache, rows: Array) -> None:
+        filled = int(source.lengths[rows].max())
+        taken = source.state[:, :, self._to_device(rows), :, :filled]
+        target.state[:, :, self._to_device(places), :, :filled] = taken
+
+    def _first_rows(self, cache: KVCache, count: int) -> torch.Tensor:
+        return cache.state[:, :, :count]
+
+    @torch.inference_mode()
     def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
         tensors = {name: self._to_device(array) for name, array in inputs.items()}
         past = self._to_device(np.asarray(cache.lengths))

@@ -1,0 +1,70 @@
+"""What the caller of ``submit`` holds of a request in flight."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Generic, NamedTuple, TypeVar
+
+from ..errors import Cancelled, TortoiseError
+
+T = TypeVar("T")
+
+
+class Event(NamedTuple):
+    """How far a stage is."""
+
+    stage: str  #: as in pipeline.Progress: "sampling", "ranking", "diffusion", "vocoder"
+    done: int
+    total: int
+
+
+class Handle(Generic[T]):
+    """A request in flight. Safe to use from any thread."""
+
+    def __init__(self, number: int, cancel: Callable[[], None]) -> None:
+        self.number = number
+        self._cancel = cancel
+        self._ended = threading.Event()
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._result: T | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self._ended.is_set()
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the result; raises what the request failed with, or TimeoutError after ``timeout`` seconds."""
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"request {self.number} is not done after {timeout:g} s")
+        if self._error is not None:
+            raise self._error
+        return self._result  # type: ignore[return-value]
+
+    def events(self) -> Iterator[Event]:
+        """What happens from now on, until the request ends. For one reader."""
+        while (event := self._events.get()) is not None:
+            yield event
+        self._events.put(None)  # for whoever reads again
+
+    def cancel(self) -> None:
+        """Give the request up; its rows are free by the next step. Nothing happens when it has ended."""
+        if not self.done:
+            self._cancel()
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """Pass an event on to the reader."""
+        self._events.put(Event(stage, done, total))
+
+    def end(self, result: T | None = None, error: BaseException | None = None) -> None:
+        """Once: the result or the error."""
+        self._result, self._error = result, error
+        self._ended.set()
+        self._events.put(None)
+
+
+def cancelled(number: int) -> TortoiseError:
+    return Cancelled(f"request {number} was cancelled")
