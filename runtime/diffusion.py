@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from .rng import Randomness
 from .spec import MELS, TRAINED_STEPS, codes_to_frames
 
 Progress = Callable[[int, int], None]
+BLOCK_VALUES = 8 << 20  #: of the conditions that are computed at once
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,11 @@ def denoise(
     With guidance the conditioned and the free row share every step. ``trace`` sees (step, x, predicted mel).
     """
     schedule = make_schedule(settings.iterations)
-    if settings.cond_free:
-        aligned = np.concatenate([aligned, np.broadcast_to(free, aligned.shape)])
-    rows = len(aligned)
+    rows = 2 if settings.cond_free else 1
     sample = ddim_step if settings.sampler == "ddim" else ancestral_step
-    for done, i in enumerate(reversed(range(len(schedule)))):
+    conditions = conditions_ahead(engine, aligned, free if settings.cond_free else None, schedule)
+    for done, (i, condition) in enumerate(zip(reversed(range(len(schedule))), conditions, strict=True)):
         timestep = np.full(rows, schedule.timesteps[i], np.float32)
-        (condition,) = engine.run("diffusion_condition", aligned=aligned, timestep=timestep)
         (out,) = engine.run(
             "diffusion_denoise", x=np.repeat(x, rows, axis=0), condition=condition, timestep=timestep
         )
@@ -135,6 +134,33 @@ def denoise(
         trace(done, x, x_start)
         progress(done + 1, len(schedule))
     return x
+
+
+def conditions_ahead(
+    engine: Engine, aligned: Array, free: Array | None, schedule: Schedule
+) -> Iterator[Array]:
+    """The condition (1 or 2, frames, dim) of each step, from the last timestep to the first.
+
+    They do not depend on the noisy mel, so those of several steps are computed at once, as many as BLOCK_VALUES allow.
+    The second row, of guidance, is ``free`` in every frame: it depends on length and schedule only, and is kept for
+    other clips in the engine's memo.
+    """
+    block = max(1, BLOCK_VALUES // aligned.size)
+    timesteps = schedule.timesteps[::-1].astype(np.float32)
+    for first in range(0, len(timesteps), block):
+        steps = timesteps[first : first + block]
+
+        def run(row: Array, steps: Array = steps) -> Array:
+            rows = np.broadcast_to(row, (len(steps), *aligned.shape[1:]))
+            return engine.run("diffusion_condition", aligned=rows, timestep=steps)[0]
+
+        spoken = run(aligned[0])
+        if free is None:
+            yield from spoken[:, None]
+        else:
+            key = ("diffusion_condition", aligned.shape[1], steps.tobytes())
+            unspoken = engine.memo.get(key, lambda run=run: run(free))  # type: ignore[misc]
+            yield from np.stack([spoken, unspoken], axis=1)
 
 
 def predict_start(schedule: Schedule, i: int, x: Array, noise_estimate: Array) -> Array:

@@ -6,7 +6,10 @@ Inputs are checked once, here, at the public methods; what lies behind them trus
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,10 +55,40 @@ class KVCache:
         return len(self.lengths)
 
 
+class Memo:
+    """Results worth keeping, as many as fit into ``most_bytes``; the one that was not used for longest goes first."""
+
+    def __init__(self, most_bytes: int = 256 << 20) -> None:
+        self.most_bytes = most_bytes
+        self.bytes = 0
+        self._kept: OrderedDict[Hashable, Array] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Array]) -> Array:
+        """What is kept under ``key``, else what ``make`` gives. Not to be written to."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        made = make()  # two threads may both make it: the same
+        with self._lock:
+            if key not in self._kept and made.nbytes <= self.most_bytes:
+                self._kept[key] = made
+                self.bytes += made.nbytes
+                while self.bytes > self.most_bytes:
+                    self.bytes -= self._kept.popitem(last=False)[1].nbytes
+        return made
+
+
 class Engine(abc.ABC):
     """Runs the graphs of one model on one device."""
 
     info: EngineInfo
+
+    @functools.cached_property
+    def memo(self) -> Memo:
+        """Results that depend on the model alone and are worth keeping."""
+        return Memo()
 
     @property
     def dims(self) -> Dims:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .engine import Array, Engine
@@ -17,6 +19,12 @@ from .spec import (
     codes_to_frames,
 )
 
+WINDOW = 384  #: frames vocoded at a time, 4 s
+UNIVNET_HALO = (
+    16  #: frames that UnivNet sees to either side: its kernel predictor 9 of mel, the rest through samples
+)
+HIFIGAN_HALO = 14  #: frames of latents that HiFi-GAN sees, with the official kernels and dilations
+
 
 def univnet(engine: Engine, mel: Array, noise: Array) -> Array:
     """Log mel (rows, MELS, frames), noise (rows, VOCODER_NOISE, frames + VOCODER_PAD) -> wav (rows, samples) in [-1, 1].
@@ -25,8 +33,11 @@ def univnet(engine: Engine, mel: Array, noise: Array) -> Array:
     """
     rows, _, frames = mel.shape
     padded = np.concatenate([mel, np.full((rows, MELS, VOCODER_PAD), SILENT_MEL, np.float32)], axis=2)
-    (wav,) = engine.run("univnet", mel=padded, noise=noise)
-    return np.clip(wav[:, : frames * HOP], -1, 1)
+
+    def run(part: slice) -> Array:
+        return engine.run("univnet", mel=padded[:, :, part], noise=noise[:, :, part])[0]
+
+    return np.clip(in_windows(run, frames + VOCODER_PAD, UNIVNET_HALO)[:, : frames * HOP], -1, 1)
 
 
 def noise_shape(mel: Array) -> tuple[int, int, int]:
@@ -36,8 +47,25 @@ def noise_shape(mel: Array) -> tuple[int, int, int]:
 
 def hifigan(engine: Engine, latents: Array, voice: Array) -> Array:
     """Latents (rows, codes, dim) and the autoregressive voice latent (rows, dim) -> wav (rows, samples) in [-1, 1]."""
-    (wav,) = engine.run("hifigan", latents=upsample_latents(latents), voice=voice)
-    return wav
+    fine = upsample_latents(latents)
+
+    def run(part: slice) -> Array:
+        return engine.run("hifigan", latents=fine[:, :, part], voice=voice)[0]
+
+    return in_windows(run, fine.shape[2], HIFIGAN_HALO)
+
+
+def in_windows(run: Callable[[slice], Array], frames: int, halo: int) -> Array:
+    """(rows, samples) of all frames, vocoded WINDOW of them at a time, each with ``halo`` frames to either side.
+
+    So far the vocoder sees, so every sample is what it is in the whole; the clip's own ends stay its ends. Memory is
+    bounded, and the windows of all long clips have one shape, so that those of several requests run as one.
+    """
+    pieces = []
+    for start in range(0, frames, WINDOW):
+        first, last = max(0, start - halo), min(frames, start + WINDOW + halo)
+        pieces.append(run(slice(first, last))[:, (start - first) * HOP :][:, : WINDOW * HOP])
+    return np.concatenate(pieces, axis=1)
 
 
 def upsample_latents(latents: Array) -> Array:

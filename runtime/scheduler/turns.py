@@ -31,7 +31,7 @@ class TurnEngine(Engine):
     """Stands in for ``engine``; ``wait`` queues a turn and returns its result. With ``alone``, calls are never joined."""
 
     def __init__(self, engine: Engine, request: int, wait: Callable[[Turn], Any], alone: bool) -> None:
-        self.info = engine.info
+        self.info, self.memo = engine.info, engine.memo
         self._engine, self._request, self._wait, self._alone = engine, request, wait, alone
 
     def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
