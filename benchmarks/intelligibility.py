@@ -42,7 +42,7 @@ from judge.streaming import compare_stream, summarize_streams
 from judge.words import word_errors
 
 SENTENCES = Path(__file__).parent / "sentences"
-LISTS = ("everyday", "harvard", "long", "numbers")
+LISTS = ("everyday", "harvard", "long", "numbers", "fresh", "harvard_fresh")
 QUICK = 8  #: sentences of a list with --quick
 SHOWN = 4  #: worst sentences shown of a list
 Row = dict[str, Any]

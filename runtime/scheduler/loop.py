@@ -82,7 +82,8 @@ class Scheduler:
     ) -> None:
         check_number("rows", rows, 1, 1024, integer=True)
         check_number("queue", queue, 1, 4096, integer=True)
-        self.engine, self.tokenizer, self._strict = engine, tokenizer, strict
+        self.engine, self.tokenizer, self.kv_budget = engine, tokenizer, kv_budget
+        self._strict = strict
         dims = engine.dims
         self._capacity = 1 + dims["ar.text_positions"] + dims["ar.mel_positions"]
         count = max(1, min(rows, kv_budget // (self._capacity * engine.position_bytes())))

@@ -99,7 +99,7 @@ class Rows:
     """
 
     def __init__(self, engine: Engine, count: int, capacity: int, strict: bool = False) -> None:
-        self._engine, self._strict, self.count = engine, strict, count
+        self._engine, self._strict, self.count, self.capacity = engine, strict, count, capacity
         self._cache = engine.new_cache(count, capacity)
         self._start, self._stop = engine.dims["ar.start_code"], engine.dims["ar.stop_code"]
         self.samples: list[Sample] = []

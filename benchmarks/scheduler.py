@@ -1,0 +1,262 @@
+"""What the scheduler is worth: row-steps and time of many samples, throughput and latency of many requests.
+
+    python benchmarks/scheduler.py rows [--engine BUNDLE] [-o results.jsonl]     # ragged samples through a pool of rows
+    python benchmarks/scheduler.py load [--engine BUNDLE] [-o results.jsonl]     # 1, 2, 4 and 8 requests at a time
+
+``rows`` forces the lengths of the samples (mean 200 codes, deviation 60), so that any weights will do: those of the
+official size come from benchmarks/random_checkpoint.py and tortoise-rt export. It verifies first that codes and
+latents are those of the runtime without the scheduler, which decodes fixed batches. ``load`` has clients each of which
+asks for the next sentence when it has got the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tortoise_rt import autoregressive, sampling
+from tortoise_rt.cli.progress import table
+from tortoise_rt.config import ARSettings, make_settings
+from tortoise_rt.defaults import default_voice, settings_for
+from tortoise_rt.engine import Array, Engine, KVCache
+from tortoise_rt.pipeline import Pipeline
+from tortoise_rt.rng import Philox
+from tortoise_rt.scheduler import Scheduler
+from tortoise_rt.scheduler import rows as pool
+from tortoise_rt.tts import choose_engine, choose_tokenizer
+from tortoise_rt.voice import VoiceLatents, load_voice
+
+sys.path.insert(0, str(Path(__file__).parent))
+from judge.machine import environment
+
+Row = dict[str, Any]
+SENTENCES = Path(__file__).parent / "sentences" / "everyday.txt"
+END = 2.0  #: where a uniform number stands for the stop code
+
+
+class Forced(Philox):
+    """Randomness by which sample n has lengths[n] codes, the stop among them."""
+
+    def __init__(self, lengths: Array) -> None:
+        super().__init__(0)
+        self.lengths = lengths
+
+    def uniforms(self, sample: int, count: int) -> Array:
+        numbers = super().uniforms(sample, count)
+        numbers[self.lengths[sample] - 1] = END
+        return numbers
+
+
+class Counting(Engine):
+    """An engine that counts the rows of its autoregressive steps."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.info, self._engine = engine.info, engine
+        self.steps: list[tuple[int, int]] = []  #: rows and new positions of each
+
+    def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
+        new = sum(inputs[name].shape[1] for name in ("voice", "text_ids", "codes"))
+        self.steps.append((cache.rows, new))
+        return self._engine._ar_step(cache, inputs)
+
+    def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
+        return self._engine._run(graph, inputs)
+
+    def _new_cache(self, rows: int, capacity: int) -> Any:
+        return self._engine._new_cache(rows, capacity)
+
+    def _take_rows(self, cache: KVCache, rows: Array, capacity: int) -> Any:
+        return self._engine._take_rows(cache, rows, capacity)
+
+    def _put_rows(self, target: KVCache, places: Array, source: KVCache, rows: Array) -> None:
+        self._engine._put_rows(target, places, source, rows)
+
+    def _first_rows(self, cache: KVCache, count: int) -> Any:
+        return self._engine._first_rows(cache, count)
+
+
+def force_lengths() -> None:
+    """Draw codes of equal chances, and the stop where the uniform number says so."""
+    stops: dict[int, int] = {}
+
+    def draw(logits: Array, seen: Array, u: float, forbidden: int, settings: ARSettings) -> int:
+        stop = stops.setdefault(len(logits), len(logits) - 1)
+        return stop if u == END else int(u * (len(logits) - 2))
+
+    for module in (autoregressive, pool, sampling):
+        module.draw = draw  # type: ignore[attr-defined]
+
+
+def lengths_of(samples: int, longest: int) -> Array:
+    drawn = np.random.default_rng(5).normal(200, 60, samples)
+    return np.clip(np.rint(drawn), 20, longest).astype(int)
+
+
+def ragged(opened: Engine, samples: int, rows: int) -> Iterator[Row]:
+    """``samples`` of forced lengths by the runtime alone, then by the scheduler."""
+    force_lengths()
+    engine = Counting(opened)
+    lengths = lengths_of(samples, autoregressive.code_limit(ARSettings(), engine.dims))
+    rng = np.random.default_rng(1)
+    voice = 0.3 * rng.standard_normal((1, engine.dims["ar.dim"]), np.float32)
+    ids = rng.integers(3, 200, 40).tolist()
+    settings = make_settings(
+        num_autoregressive_samples=samples, k=samples, decoder="hifigan", batch_rows=rows
+    )
+    text, rand = autoregressive.text_row(ids, engine.dims), Forced(lengths)
+
+    began = time.perf_counter()
+    expected = autoregressive.sample_codes(engine, voice, text, settings.ar, rand)
+    alone = time.perf_counter() - began
+    stepped = [r for r, new in engine.steps if new == 1]
+    batches = [lengths[i : i + rows] for i in range(0, samples, rows)]
+    # a row's last code is never read
+    fixed = sum((batch.max() - 1) * len(batch) for batch in batches)
+    needed = int((lengths - 1).sum())
+    base = {"kind": "rows", "samples": samples, "rows": rows, "needed": needed, "codes": int(lengths.sum())}
+    yield {
+        **base, "how": "without the scheduler", "row_steps": sum(stepped), "steps": len(stepped),
+        "seconds": round(alone, 2), "prompts": len(engine.steps) - len(stepped),
+    }  # fmt: skip
+    yield {**base, "how": "fixed batches, by count", "row_steps": int(fixed)}
+
+    engine.steps.clear()
+    made: dict[str, Any] = {}
+
+    def decode(self: Pipeline, result: Any, number: int, *_: Any) -> None:
+        made["codes"], made["latents"] = result.codes, dict(zip(result.chosen, result.latents, strict=True))
+
+    Pipeline._hifigan = decode  # type: ignore[method-assign]  # the vocoder's time is not what is measured
+    with Scheduler(engine, rows=rows) as scheduler:
+        began = time.perf_counter()
+        scheduler.submit(ids, VoiceLatents(voice), settings, rand).result()
+        together = time.perf_counter() - began
+        used = scheduler.rows
+        assert used is not None
+    if not np.array_equal(made["codes"], expected):
+        raise SystemExit("the scheduler's codes are not those of the runtime alone")
+    some = [0, samples // 2, samples - 1]
+    wanted = [
+        autoregressive.codes_to_decode(expected[i], engine.dims["ar.stop_code"], "hifigan") for i in some
+    ]
+    began = time.perf_counter()
+    again = autoregressive.code_latents(opened, voice, text, wanted)
+    second_pass = (time.perf_counter() - began) / len(some)
+    worst = max(np.abs(made["latents"][i] - a).max() / np.ptp(a) for i, a in zip(some, again, strict=True))
+    if worst > 1e-4:
+        raise SystemExit(f"latents differ by {worst:.1e} of their range")
+    full = [r for r, new in engine.steps if new == 1]
+    waiting = full[: max(i for i, r in enumerate(full) if r == used.count) + 1]
+    yield {
+        **base, "how": "scheduler", "row_steps": used.computed, "steps": used.steps, "seconds": round(together, 2),
+        "prompts": len(engine.steps) - len(full), "useful": round(used.used / used.computed, 4),
+        "occupied_while_samples_wait": round(sum(waiting) / (len(waiting) * used.count), 4),
+        "fewer_than_fixed": round(fixed / used.computed, 3), "faster_than_without": round(alone / together, 3),
+        "latents_differ": float(worst), "second_pass_s": round(second_pass, 3),
+        "kv_bytes": used.count * used.capacity * engine.position_bytes(), "kv_budget": scheduler.kv_budget,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    }  # fmt: skip
+
+
+def load(engine: Engine, clients: int, requests: int, arguments: Row, strict: bool = False) -> Row:
+    """``clients`` at a time, until ``requests`` sentences are said."""
+    sentences = SENTENCES.read_text("utf-8").split("\n")
+    voice, settings = load_voice(default_voice(engine)), settings_for(engine, **arguments)
+    numbers, lock = iter(range(requests)), threading.Lock()
+    latencies, audio = [], 0.0
+    with Scheduler(engine, choose_tokenizer(engine, None), strict=strict) as scheduler:
+        scheduler.submit(sentences[0], voice, settings, 0).result()  # loads the graphs
+
+        def client() -> None:
+            nonlocal audio
+            while True:
+                with lock:
+                    number = next(numbers, None)
+                if number is None:
+                    return
+                began = time.perf_counter()
+                text = sentences[number % (len(sentences) - 1)]
+                result = scheduler.submit(text, voice, settings, number).result()
+                with lock:
+                    latencies.append(time.perf_counter() - began)
+                    audio += result.audio_seconds
+
+        threads = [threading.Thread(target=client) for _ in range(clients)]
+        began = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seconds = time.perf_counter() - began
+    p50, p90, p99 = np.percentile(latencies, [50, 90, 99])
+    return {
+        "kind": "load", "clients": clients, "requests": requests, "strict": strict, "settings": arguments,
+        "audio_s": round(audio, 1), "seconds": round(seconds, 2), "audio_per_second": round(audio / seconds, 2),
+        "p50_s": round(p50, 3), "p90_s": round(p90, 3), "p99_s": round(p99, 3),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["rows", "load"])
+    parser.add_argument("--engine", type=Path, help="a bundle [default: the demo]")
+    parser.add_argument("--samples", type=int, default=48, help="rows: samples in all")
+    parser.add_argument("--rows", type=int, default=16, help="rows: of the pool")
+    parser.add_argument("--requests", type=int, default=48, help="load: sentences for each number of clients")
+    parser.add_argument("--repeats", type=int, default=3, help="load: of each number of clients")
+    parser.add_argument("-o", "--output", type=Path, help="append JSON lines to this file")
+    options = parser.parse_args()
+    engine = choose_engine(options.engine)
+    rows: list[Row] = [{**environment(), "benchmark": "scheduler", "notice": engine.info.notice}]
+    if options.what == "rows":
+        rows += ragged(engine, options.samples, options.rows)
+    else:
+        for arguments in ({"num_autoregressive_samples": 1}, {"num_autoregressive_samples": 8}):
+            for strict in (False, True):
+                for clients in (1, 2, 4, 8) if not strict else (4,):
+                    rows += [
+                        load(engine, clients, options.requests, arguments, strict)
+                        for _ in range(options.repeats)
+                    ]
+    print(report(rows[1:]))
+    if options.output:
+        with options.output.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def report(rows: list[Row]) -> str:
+    if rows[0]["kind"] == "rows":
+        return "\n".join(
+            ", ".join(f"{key} {value}" for key, value in row.items() if key != "kind") for row in rows
+        )
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        key = (row["settings"]["num_autoregressive_samples"], row["strict"], row["clients"])
+        groups.setdefault(key, []).append(row)
+    lines = [("samples", "strict", "at a time", "audio s/s", "spread", "p50 s", "p90 s", "p99 s")]
+    for (samples, strict, clients), found in groups.items():
+        speeds = [row["audio_per_second"] for row in found]
+        middle = [statistics.median(row[key] for row in found) for key in ("p50_s", "p90_s", "p99_s")]
+        lines.append(
+            (
+                str(samples), "yes" if strict else "no", str(clients), f"{statistics.median(speeds):.1f}",
+                f"{min(speeds):.1f} to {max(speeds):.1f}", *(f"{value:.2f}" for value in middle),
+            )
+        )  # fmt: skip
+    return table(lines)
+
+
+if __name__ == "__main__":
+    main()
