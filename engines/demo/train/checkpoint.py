@@ -24,8 +24,8 @@ NETWORKS: Mapping[str, str] = {
     "univnet": "vocoder",
 }
 NEEDED = ("autoregressive", "hifigan")  #: stages without which the demo does not speak
-#: stages whose networks the demo has. diffusion and univnet are trained but not yet understood well enough.
-SHIPPED = (*NEEDED, "clvp")
+#: stages whose networks the demo has
+SHIPPED = (*NEEDED, "clvp", "diffusion", "univnet")
 
 #: what tensors cannot tell, and what the demo takes where its user says nothing
 CONFIG: Mapping[str, Any] = {

@@ -213,7 +213,7 @@ def losses(model: DiffusionTts, noising: Noising, batch: Batch) -> dict[str, Ten
     )
 
 
-def train(work: loop.Work, steps: int = 12000) -> None:
+def train(work: loop.Work, steps: int = 17000) -> None:
     if work.finished(STAGE):
         return
     torch.set_num_threads(work.threads)
