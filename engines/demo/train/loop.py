@@ -42,10 +42,16 @@ def keep_memory() -> None:
     libc.mallopt(top_pad, 256 << 20)
 
 
-def mixed(device: str | torch.device) -> torch.autocast:
-    """Matrix products in bfloat16, where that is faster: a CPU without instructions for it is many times slower."""
+def fast_dtype(device: str | torch.device) -> torch.dtype:
+    """bfloat16, where matrix products are faster in it: a CPU without instructions for it is many times slower."""
     kind = torch.device(device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or _bfloat16_is_fast())
+    return torch.bfloat16 if kind != "cpu" or _bfloat16_is_fast() else torch.float32
+
+
+def mixed(device: str | torch.device) -> torch.autocast:
+    """Matrix products in the fast dtype."""
+    kind, dtype = torch.device(device).type, fast_dtype(device)
+    return torch.autocast(kind, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 @functools.cache

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .loop import fast_dtype
+
 # Coefficients of the quintic Newton-Schulz iteration, from the source above.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5
@@ -57,7 +59,7 @@ def optimizers(
 
 def _orthogonal(x: Tensor) -> Tensor:
     """(n, rows, columns) with rows <= columns -> singular values near 1."""
-    x = x.bfloat16()
+    x = x.to(fast_dtype(x.device))
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):
         gram = x @ x.transpose(1, 2)
