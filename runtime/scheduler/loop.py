@@ -214,9 +214,13 @@ class Scheduler:
 
     def _loop(self) -> None:
         while self._wait_for_work():
-            self._end_given_up()
-            self._decode()
-            self._run_turns()
+            try:
+                self._end_given_up()
+                self._decode()
+                self._run_turns()
+            except Exception as error:  # of the loop itself: nobody may wait for ever
+                self.rows = None
+                self._fail(set(self._jobs), error)
 
     def _wait_for_work(self) -> bool:
         """Until there is something to do; -> False once nothing is in flight, which ends the loop's thread."""
@@ -263,21 +267,18 @@ class Scheduler:
     def _decode(self) -> None:
         """One step of all rows. A row whose sample is done is taken by another sample before the step."""
         self._begin_samples()
-        rows, first = self.rows, 0
-        if rows is None or not rows.samples:
+        if self.rows is None:
             return
-        while True:
-            done = rows.draw(first)
-            first = len(rows.samples)
-            for sample in done:
-                self._keep(sample)
-            if not done or not self._begin_samples():
-                break
         try:
-            if rows.samples:
-                rows.step()
+            while done := self.rows.draw():
+                for sample in done:
+                    self._keep(sample)
+                if not self._begin_samples():
+                    break
+            if self.rows.samples:
+                self.rows.step()
         except Exception as error:
-            self._fail({sample.request for sample in rows.samples}, error)
+            self._fail({sample.request for sample in self.rows.samples}, error)
 
     def _begin_samples(self) -> int:
         """Give free rows to samples that wait; -> how many."""

@@ -63,8 +63,10 @@ class Sample:
         return int((self.codes if self.forced is None else self.forced)[self.read])
 
     def draw(self, start: int, stop: int) -> bool:
-        """Draw a code, while there are any to draw; -> whether there is one to be read."""
+        """Draw the next code unless that is done; -> whether there is one to be read."""
         if self.forced is None:
+            if len(self.codes) > self.read:
+                return True
             u = self.uniforms[len(self.codes)]
             code = draw(self.logits, self.seen, u, start, self.settings)
             self.codes.append(code)
@@ -112,9 +114,9 @@ class Rows:
         self._engine.put_rows(self._cache, [len(self.samples)], prompt.cache, [0])
         self.samples.append(sample)
 
-    def draw(self, first: int = 0) -> list[Sample]:
-        """Codes for the samples from the row ``first`` on; -> those that are done, which leave the pool."""
-        done = [sample for sample in self.samples[first:] if not sample.draw(self._start, self._stop)]
+    def draw(self) -> list[Sample]:
+        """A code for every sample that has none to read; -> those that are done, which leave the pool."""
+        done = [sample for sample in self.samples if not sample.draw(self._start, self._stop)]
         self.remove(lambda sample: any(sample is other for other in done))
         return done
 
