@@ -99,6 +99,7 @@ def say(
     from ..defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for
     from ..pipeline import Pipeline, check_seed
     from ..rng import fresh_seed
+    from ..scheduler import Scheduler
     from ..text import Tokenizer
     from ..tts import check_brackets, choose_engine, choose_tokenizer
     from ..voice import check_folders, load_voice
@@ -116,18 +117,21 @@ def say(
     load_seconds = time.perf_counter() - start
     chosen = settings_for(opened, preset, DEFAULT_PRESET, **settings)
     paths = clip_paths(output, chosen.candidates)
-    pipeline = Pipeline(opened, choose_tokenizer(opened, tokenizer, basic_cleaners))
+    chosen_tokenizer = choose_tokenizer(opened, tokenizer, basic_cleaners)
     if voice is None:
         voice = default_voice(opened)
         speaker = load_voice(voice, voice_dirs, paths=False)
-    pipeline.check(speaker, chosen)
+    Pipeline(opened).check(speaker, chosen)
     if not quiet:
         samples = f"{chosen.ar.samples} sample" + "s" * (chosen.ar.samples > 1)
         does = f"speaks (voice {voice}, decoder {chosen.decoder}, {samples})"
         options.introduce(opened, bool(engine or checkpoints), does)
     start = time.perf_counter()
-    with Bar(not quiet) as bar:
-        result = pipeline.synthesize(words, speaker, chosen, seed, bar)
+    with Bar(not quiet) as bar, Scheduler(opened, chosen_tokenizer, rows=chosen.ar.batch_rows) as scheduler:
+        handle = scheduler.submit(words, speaker, chosen, seed)
+        for event in handle.events():
+            bar(*event)
+        result = handle.result()
     seconds = time.perf_counter() - start
     for path, wav in zip(paths, result.wavs, strict=True):
         write_wav(path, wav, synthetic=not no_mark, comment=f"seed {seed}")
