@@ -71,6 +71,7 @@ class Memo:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         made = make()  # two threads may both make it: the same
+        made = made if made.base is None else made.copy()  # a view would keep all of its array
         with self._lock:
             if key not in self._kept and made.nbytes <= self.most_bytes:
                 self._kept[key] = made
@@ -84,6 +85,7 @@ class Engine(abc.ABC):
     """Runs the graphs of one model on one device."""
 
     info: EngineInfo
+    steps_some_rows = True  #: whether ``first_rows`` can be fewer than all
 
     @functools.cached_property
     def memo(self) -> Memo:

@@ -9,27 +9,29 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .audio import check_clip
 from .backends import open_engine
-from .conditioning import diffusion_mels, voice_mels
+from .conditioning import clip_latents, diffusion_mels, random_latents, voice_mels
 from .config import Settings, check_flag, check_number
 from .defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for
 from .detect import detect
 from .engine import Array, Engine
 from .errors import AudioError, EngineError, SettingsError, TextError, VoiceError
-from .pipeline import Pipeline, Result, check_seed
+from .pipeline import Result, check_seed
 from .rng import Philox, fresh_seed
-from .scheduler import ROWS, Scheduler
+from .scheduler import ROWS, Handle, Priority, Scheduler
 from .spec import CODE_RATE, HOP, SAMPLE_RATE, codes_to_frames
 from .tensors import all_in_kind, any_tensor, in_kind, is_tensor, to_array
 from .text import Tokenizer, find_reference_tokenizer
 from .voice import Voice, VoiceLatents, check_amount, load_voice
 
 log = logging.getLogger("tortoise_rt")
+MOST_CALLS = 4096  #: threads that wait for speech at a time
+T = TypeVar("T")
 _BRACKETS = re.compile(r"\[[^\]]*\]")
 
 
@@ -115,9 +117,8 @@ class TextToSpeech:
         self.enable_redaction = enable_redaction
         self._batch_rows = autoregressive_batch_size
         tokenizer = choose_tokenizer(self.engine, tokenizer_vocab_file, tokenizer_basic)
-        self.pipeline = Pipeline(self.engine, tokenizer)
         rows = ROWS if autoregressive_batch_size is None else autoregressive_batch_size
-        self.scheduler = Scheduler(self.engine, tokenizer, rows=rows)
+        self.scheduler = Scheduler(self.engine, tokenizer, rows=rows, queue=MOST_CALLS)
         if half:
             _warn_about_half()
 
@@ -177,7 +178,13 @@ class TextToSpeech:
         codes = check_number("stream_chunk_size", stream_chunk_size, 0, math.inf, integer=True)
         settings = {"num_autoregressive_samples": 1, **settings, "decoder": "hifigan"}
         result = self._synthesize(
-            text, voice_samples, conditioning_latents, use_deterministic_seed, verbose, settings
+            text,
+            voice_samples,
+            conditioning_latents,
+            use_deterministic_seed,
+            verbose,
+            settings,
+            Priority.STREAM,
         )
         wav, tensors = result.wavs[0], any_tensor(voice_samples, conditioning_latents)
         size = codes_to_frames(codes) * HOP if codes else len(wav)
@@ -191,7 +198,7 @@ class TextToSpeech:
         computed from follow: (1, clips, 80, frames) and (1, clips, 100, frames).
         """
         clips = as_clips(voice_samples)
-        latents = self.pipeline.voice_latents(clips)
+        latents = _wait(self.scheduler.call(lambda engine: clip_latents(engine, clips)))
         arrays = [latents.auto, latents.diffusion]
         if return_mels:
             arrays += [voice_mels(clips)[None], diffusion_mels(clips)[None]]
@@ -199,7 +206,8 @@ class TextToSpeech:
 
     def get_random_conditioning_latents(self, seed: int | None = None) -> tuple[Any, ...]:
         """The latents of a voice that does not exist, another one for each seed."""
-        latents = self.pipeline.random_latents(Philox(_seed(seed)))
+        rand = Philox(_seed(seed))
+        latents = _wait(self.scheduler.call(lambda engine: random_latents(engine, rand)))
         return latents.auto, latents.diffusion
 
     def _synthesize(
@@ -210,17 +218,13 @@ class TextToSpeech:
         seed: int | None,
         verbose: bool,
         arguments: dict[str, Any],
+        priority: Priority = Priority.NORMAL,
     ) -> Result:
         check_text(text)
         check_brackets(text, self.enable_redaction)
         settings = self._settings(**arguments)
         voice = self._voice(voice_samples, conditioning_latents)
-        handle = self.scheduler.submit(text, voice, settings, _seed(seed))
-        try:
-            result = handle.result()
-        except BaseException:  # an interrupt too: nobody waits for it any more
-            handle.cancel()
-            raise
+        result = _wait(self.scheduler.submit(text, voice, settings, _seed(seed), priority=priority))
         if verbose:
             times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())
             log.info("seed %d, %.2f s of audio: %s", result.seed, result.audio_seconds, times)
@@ -294,6 +298,14 @@ def _latent(part: Any) -> Array:
         return to_array(part)
     except (TypeError, ValueError) as error:
         raise VoiceError(f"conditioning_latents holds no array of numbers: {error}") from error
+
+
+def _wait(handle: Handle[T]) -> T:
+    try:
+        return handle.result()
+    except BaseException:  # an interrupt too: nobody waits for it any more
+        handle.cancel()
+        raise
 
 
 def _seed(seed: int | None) -> int:

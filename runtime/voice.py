@@ -81,9 +81,11 @@ def _row(latent: Any, name: str) -> np.ndarray:
             f"the {name} latent has {array.size} numbers; at most {MAX_WIDTH} are plausible. If this is a recording, "
             "save it as a .wav file"
         )
-    if not np.isfinite(array).all():
+    with np.errstate(over="ignore"):
+        row = np.ascontiguousarray(array.reshape(1, -1), np.float32)
+    if not np.isfinite(row).all():
         raise VoiceError(f"the {name} latent has numbers that are not finite: compute it anew from its clips")
-    return np.ascontiguousarray(array.reshape(1, -1), np.float32)
+    return row
 
 
 def load_latents(path: str | Path) -> VoiceLatents:

@@ -61,6 +61,30 @@ def test_nobody_starves_behind_streams() -> None:
     assert waited == 2 * 10  # two priorities up, then the oldest of the equals
 
 
+def test_nobody_rises_while_no_row_is_free() -> None:
+    made = policy(1, (1, Priority.NORMAL), (1, Priority.BULK), patience=5)
+    assert list(made.admit()) == [(0, 0)]
+    for _ in range(100):
+        assert list(made.admit()) == []
+    made.submit(2, Priority.STREAM)
+    made.want(2, 1)
+    made.finish(0, 0)
+    assert list(made.admit()) == [(2, 0)]
+
+
+def test_rows_and_calls_by_priority() -> None:
+    made = policy(2, (1, Priority.STREAM), (1, Priority.BULK), patience=10)
+    list(made.admit())
+    made.finish(1, 0)
+    bulk = [Call(1, "denoise", 1)]
+    assert made.prefer([]) == (True, False)
+    for _ in range(20):
+        assert made.prefer(bulk) == (True, False)
+    assert made.prefer(bulk) == (True, True)  # it has risen to the priority of the stream
+    made.finish(0, 0)
+    assert made.prefer(bulk) == (False, True)
+
+
 def test_few_prompts_are_kept_at_a_time() -> None:
     made = policy(16, *[(8, Priority.NORMAL)] * 5, (1, Priority.NORMAL), open_limit=2)
     begun = {request for request, _ in made.admit()}

@@ -239,17 +239,24 @@ class OnnxEngine(Engine):
             tensors.append(self._to_device(room))
         return tensors
 
+    @property
+    def steps_some_rows(self) -> bool:  # type: ignore[override]
+        """A tensor on a GPU is bound whole."""
+        return self._kind == "cpu"
+
     def _put_rows(self, target: KVCache, places: Array, source: KVCache, rows: Array) -> None:
-        if self._kind != "cpu":
-            raise EngineError("on cuda, rows cannot be put into a cache yet")
         filled = int(source.lengths[rows].max())
+        if self._kind != "cpu":  # through the host, as _take_rows
+            for i, value in enumerate(source.state):
+                room = target.state[i].numpy()
+                room[places, :, :filled] = value.numpy()[rows, :, :filled]
+                target.state[i] = self._to_device(room)
+            return
         for to, tensor in zip(target.state, source.state, strict=True):
             to[places, :, :filled] = tensor[rows, :, :filled]
 
     def _first_rows(self, cache: KVCache, count: int) -> Any:
-        if self._kind != "cpu":
-            raise EngineError("on cuda, a cache cannot be shared in part yet")
-        return cache.state[:, :count]
+        return cache.state[:, :count] if self._kind == "cpu" else cache.state
 
     def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
         new = sum(inputs[name].shape[1] for name in ("voice", "text_ids", "codes"))

@@ -91,6 +91,9 @@ class TorchEngine(Engine):
         filled = int(source.lengths[rows].max())
         taken = source.state[:, :, self._to_device(rows), :, :filled]
         target.state[:, :, self._to_device(places), :, :filled] = taken
+        target.state[:, :, self._to_device(places), :, filled:] = (
+            0  # attention weighs it with 0, and 0 * NaN is NaN
+        )
 
     def _first_rows(self, cache: KVCache, count: int) -> torch.Tensor:
         return cache.state[:, :, :count]

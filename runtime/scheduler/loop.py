@@ -8,58 +8,46 @@ was submitted, not on how fast threads are.
 
 from __future__ import annotations
 
-import copy
+import functools
 import itertools
+import logging
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import numpy as np
-
-from .. import autoregressive
-from ..config import ARSettings, Settings, check_number
-from ..engine import Array, Engine
-from ..errors import Cancelled, DeadlineExceeded, RequestError
+from ..config import Settings, check_number
+from ..engine import Engine, Memo
+from ..errors import Cancelled, DeadlineExceeded, EngineError, RequestError, SettingsError, TortoiseError
 from ..pipeline import Pipeline, Result
 from ..rng import Randomness
 from ..text import Tokenizer
 from ..voice import Voice, VoiceLatents
 from .policy import Policy, Priority
 from .request import Handle
-from .rows import Prompt, Rows, Sample
+from .rows import Rows, Sample
+from .stage import Draw, SharedStage, read_prompt
 from .turns import MOST_ROWS, Turn, TurnEngine, run_together
 
 PATIENCE = 0.02  #: seconds that the loop waits for threads that compute
 ROWS = 16  #: samples that decode side by side
+LONGEST = 10**6  #: seconds of a timeout
 KV_BUDGET = 4 << 30  #: bytes of keys and values
 
-
-@dataclass(eq=False)
-class _Draw:
-    """The samples that a request waits for."""
-
-    voice: Array
-    text: Array
-    settings: ARSettings
-    rand: Randomness
-    progress: autoregressive.Progress
-    decoder: str | None  #: whose latents are kept
-    codes: Array  #: (samples, limit), padded with stop
-    latents: dict[bytes, Array] = field(default_factory=dict)  #: codes -> (1, codes, dim)
-    prompt: Prompt | None = None
-    finished: int = 0
+T = TypeVar("T")
+log = logging.getLogger("tortoise_rt")
 
 
 @dataclass(eq=False)
 class _Job:
     """A request in flight."""
 
-    handle: Handle[Result]
+    number: int
+    handle: Handle[Any]
     error: BaseException | None = None  #: why it is given up
-    waits_for: Turn | _Draw | None = None
-    draw: _Draw | None = None  #: kept until the latents are asked for
+    waits_for: Turn | Draw | None = None
+    draw: Draw | None = None  #: samples on their way
 
 
 class Scheduler:
@@ -67,7 +55,7 @@ class Scheduler:
 
     ``rows``: samples that decode side by side; fewer where the keys and values of so many would not fit into
     ``kv_budget`` bytes. ``queue``: requests in flight at a time. ``strict``: nothing is joined and every step has
-    the same number of rows, for audio that is the same to the bit whatever else runs (onnx; on torch it is not).
+    the same shapes, for audio that is the same to the bit whatever else runs; it costs speed.
     """
 
     def __init__(
@@ -84,9 +72,17 @@ class Scheduler:
         check_number("queue", queue, 1, 4096, integer=True)
         self.engine, self.tokenizer, self.kv_budget = engine, tokenizer, kv_budget
         self._strict = strict
+        self._memo = (
+            Memo() if strict else engine.memo
+        )  # what calls that were joined gave may differ in the last bit
         dims = engine.dims
         self._capacity = 1 + dims["ar.text_positions"] + dims["ar.mel_positions"]
-        count = max(1, min(rows, kv_budget // (self._capacity * engine.position_bytes())))
+        each = self._capacity * engine.position_bytes()
+        count = min(rows, kv_budget // each - strict)  # strict holds one row more: see Rows
+        if count < 1:
+            raise SettingsError(
+                f"kv_budget is {kv_budget} bytes; {each * (1 + strict)} are needed for one sample"
+            )
         self.policy = Policy(count, queue=queue)
         self.rows: Rows | None = None  #: made when first needed
         self._lock = threading.Condition()
@@ -113,19 +109,45 @@ class Scheduler:
 
         Raises QueueFull where too much is in flight; what is wrong with the request, the handle's ``result`` raises.
         """
+
+        def synthesize(job: _Job, engine: Engine) -> Result:
+            pipeline = Pipeline(
+                engine, self.tokenizer, SharedStage(functools.partial(self._take_samples, job), settings)
+            )
+            return pipeline.synthesize(text, voice, settings, seed, job.handle.tell)
+
+        return self._start(synthesize, priority, timeout)
+
+    def call(self, work: Callable[[Engine], T], priority: Priority = Priority.NORMAL) -> Handle[T]:
+        """Have ``work`` done with the engine, whose calls take their turns among all others."""
+        return self._start(lambda job, engine: work(engine), priority, None)
+
+    def _start(
+        self, work: Callable[[_Job, Engine], T], priority: Priority, timeout: float | None
+    ) -> Handle[T]:
+        if timeout is not None:
+            check_number("timeout", timeout, 0, LONGEST)
         with self._lock:
             if self._closed:
                 raise RequestError("the scheduler is closed")
             number = next(self._numbers)
-            self.policy.submit(number, priority, None if timeout is None else time.monotonic() + timeout)
-            handle: Handle[Result] = Handle(number, lambda: self._give_up(number))
-            self._jobs[number] = _Job(handle)
+            deadline = None if timeout is None else time.monotonic() + timeout
+            self.policy.submit(number, Priority(priority), deadline)
+            handle: Handle[T] = Handle(number, lambda: self._give_up(number))
+            job = _Job(number, handle)
+            self._jobs[number] = job
             self._computing += 1
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._loop, name="tortoise-rt loop", daemon=True)
-                self._thread.start()
-        work = (number, text, voice, settings, seed)
-        threading.Thread(target=self._synthesize, args=work, name=f"request {number}", daemon=True).start()
+            try:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._loop, name="tortoise-rt loop", daemon=True)
+                    thread.start()
+                    self._thread = thread
+                threading.Thread(
+                    target=self._work, args=(job, work), name=f"request {number}", daemon=True
+                ).start()
+            except BaseException:  # no more threads, or an interrupt
+                self._forget(job)
+                raise
         return handle
 
     def close(self) -> None:
@@ -154,73 +176,76 @@ class Scheduler:
 
     # --- in the threads of requests ---
 
-    def _synthesize(
-        self,
-        number: int,
-        text: str | Sequence[int],
-        voice: Voice | VoiceLatents | None,
-        settings: Settings,
-        seed: int | Randomness,
-    ) -> None:
-        job = self._jobs[number]
+    def _work(self, job: _Job, work: Callable[[_Job, Engine], Any]) -> None:
         result, error = None, None
         try:
-            engine = TurnEngine(self.engine, number, lambda turn: self._take_turn(job, turn), self._strict)
-            pipeline = Pipeline(engine, self.tokenizer, _Stage(self, job, settings))
-            result = pipeline.synthesize(text, voice, settings, seed, job.handle.tell)
+            wait = functools.partial(self._take_turn, job)
+            engine = TurnEngine(self.engine, job.number, wait, self._strict, self._memo)
+            result = work(job, engine)
         except BaseException as raised:  # whatever it is, the caller gets it
             error = raised
         with self._lock:
-            self.policy.drop(number)
-            del self._jobs[number]
+            self._forget(job)
+        job.handle.end(result, error)
+
+    def _forget(self, job: _Job) -> None:
+        """With the lock held: the request is no longer in flight."""
+        if self._jobs.pop(job.number, None) is not None:
+            self.policy.drop(job.number)
             self._computing -= 1
             self._lock.notify_all()
-        job.handle.end(result, error)
 
     def _take_turn(self, job: _Job, turn: Turn) -> Any:
         with self._lock:
             self._wait_for(job, turn)
         return turn.result
 
-    def take_samples(self, job: _Job, draw: _Draw) -> None:
+    def _take_samples(self, job: _Job, draw: Draw) -> None:
         """Wait until all samples of ``draw`` are there."""
         with self._lock:
             job.draw = draw
             self._wait_for(job, draw)
 
-    def _wait_for(self, job: _Job, what: Turn | _Draw) -> None:
+    def _wait_for(self, job: _Job, what: Turn | Draw) -> None:
         """With the lock held: wait until the loop has done ``what``; raises what the request is given up for."""
         if job.error is None:
             job.waits_for = what
             if isinstance(what, Turn):
                 self._turns.append(what)
             else:
-                self.policy.want(job.handle.number, len(what.codes))
+                self.policy.want(job.number, len(what.codes))
             self._computing -= 1
             self._lock.notify_all()
             self._lock.wait_for(lambda: job.waits_for is None)
         if job.error is not None:
             raise job.error
 
-    def _done(self, job: _Job, error: BaseException | None = None) -> None:
-        """With the lock held: let the thread of a request go on, to its end where there is an error."""
+    def _done(self, job: _Job) -> None:
+        """With the lock held: let the thread of a request go on, to its end where it is given up."""
         if job.waits_for is not None:
             job.waits_for = None
             self._computing += 1
-        job.error = job.error or error
-        self._lock.notify_all()
+            self._lock.notify_all()
 
     # --- in the loop ---
 
     def _loop(self) -> None:
-        while self._wait_for_work():
+        while True:
             try:
+                if not self._wait_for_work():
+                    return
                 self._end_given_up()
-                self._decode()
-                self._run_turns()
-            except Exception as error:  # of the loop itself: nobody may wait for ever
+                self._begin_samples()
+                with self._lock:
+                    step, run = self.policy.prefer(self._turns)
+                if step:
+                    self._decode()
+                if run:
+                    self._run_turns()
+            except BaseException as error:  # of the loop itself: nobody may wait for ever
+                log.exception("the scheduler failed; all requests in flight are given up")
                 self.rows = None
-                self._fail(set(self._jobs), error)
+                self._fail(list(self._jobs), error)
 
     def _wait_for_work(self) -> bool:
         """Until there is something to do; -> False once nothing is in flight, which ends the loop's thread."""
@@ -248,59 +273,64 @@ class Scheduler:
         with self._lock:
             for number in self.policy.overdue(time.monotonic()):
                 self._give_up(number, DeadlineExceeded(f"request {number} was not done in its time"))
-            given_up = {number for number, job in self._jobs.items() if job.error is not None}
+            given_up = {number: job for number, job in self._jobs.items() if job.error is not None}
             for number in given_up:
                 self.policy.release(number)
             self._turns = [turn for turn in self._turns if turn.request not in given_up]
-        if self.rows is not None:
-            self.rows.remove(lambda sample: sample.request in given_up)
-        with self._lock:
-            for number in given_up & self._jobs.keys():
-                self._done(self._jobs[number])
+            if self.rows is not None:
+                self.rows.discard([sample for sample in self.rows.samples if sample.request in given_up])
+            for job in given_up.values():
+                self._done(job)
 
-    def _fail(self, requests: set[int], error: BaseException) -> None:
+    def _fail(self, requests: Iterable[int], error: BaseException) -> None:
         """Give up the requests that an error touched, and no other."""
         for number in requests:
-            self._give_up(number, copy.copy(error))
+            self._give_up(number, _of_one_request(error))
         self._end_given_up()
 
     def _decode(self) -> None:
         """One step of all rows. A row whose sample is done is taken by another sample before the step."""
-        self._begin_samples()
         if self.rows is None:
             return
+        while True:
+            done, failed = self.rows.draw()
+            for sample in done:
+                self._keep(sample)
+            for sample, error in failed:
+                self._fail([sample.request], error)
+            if not done or not self._begin_samples():
+                break
+        for sample, error in self.rows.close_holes():
+            self._fail([sample.request], error)
+        if self.rows.close_holes() or not self.rows.samples:  # a request that failed had more samples
+            return
         try:
-            while done := self.rows.draw():
-                for sample in done:
-                    self._keep(sample)
-                if not self._begin_samples():
-                    break
-            if self.rows.samples:
-                self.rows.step()
-        except Exception as error:
-            self._fail({sample.request for sample in self.rows.samples}, error)
+            self.rows.step()
+        except BaseException as error:
+            touched, self.rows = self.rows.samples, None  # what the pool holds now is not known
+            self._fail([sample.request for sample in touched], error)
 
     def _begin_samples(self) -> int:
         """Give free rows to samples that wait; -> how many."""
         count = 0
         with self._lock:
-            admitted = list(self.policy.admit())
-        for number, sample in admitted:
-            draw = self._jobs[number].draw if number in self._jobs else None
-            if draw is None or self._jobs[number].error is not None:
+            admitted = [(self._jobs[number], sample) for number, sample in self.policy.admit()]
+        for job, sample in admitted:
+            draw = job.draw
+            if draw is None or job.error is not None:
                 continue  # given up; its rows are free again before the next step
             try:
-                self._begin(number, sample, draw)
+                self._begin(job.number, sample, draw)
                 count += 1
-            except Exception as error:
-                self._fail({number}, error)
+            except BaseException as error:
+                self._fail([job.number], error)
         with self._lock:
             for number, job in self._jobs.items():
                 if job.draw is not None and not self.policy.more_samples(number):
                     job.draw.prompt = None
         return count
 
-    def _begin(self, number: int, sample: int, draw: _Draw) -> None:
+    def _begin(self, number: int, sample: int, draw: Draw) -> None:
         engine, start = self.engine, self.engine.dims["ar.start_code"]
         if self.rows is None:
             self.rows = Rows(engine, self.policy.rows, self._capacity, self._strict)
@@ -322,9 +352,10 @@ class Scheduler:
             if kept is not None:
                 draw.latents[kept[0].tobytes()] = kept[1]
             draw.finished += 1
+            draw.progress(draw.finished, len(draw.codes))
             if self.policy.finish(sample.request, sample.number):
+                job.draw = None
                 self._done(job)
-        draw.progress(draw.finished, len(draw.codes))
 
     def _run_turns(self) -> None:
         """The calls whose turn it is, as one."""
@@ -332,11 +363,11 @@ class Scheduler:
             if not self._turns:
                 return
             turns = [self._turns[i] for i in self.policy.choose(self._turns, MOST_ROWS)]
-            self._turns = [turn for turn in self._turns if turn not in turns]
+            self._turns = [turn for turn in self._turns if not any(turn is other for other in turns)]
         try:
             results = run_together(self.engine, turns)
-        except Exception as error:
-            self._fail({turn.request for turn in turns}, error)
+        except BaseException as error:
+            self._fail([turn.request for turn in turns], error)
             return
         with self._lock:
             for turn, result in zip(turns, results, strict=True):
@@ -345,45 +376,11 @@ class Scheduler:
                     self._done(job)
 
 
-class _Stage:
-    """The autoregressive stage of one request, as its pipeline calls it."""
-
-    def __init__(self, scheduler: Scheduler, job: _Job, settings: Settings) -> None:
-        self._scheduler, self._job, self._settings = scheduler, job, settings
-
-    def sample_codes(
-        self,
-        engine: Engine,
-        voice: Array,
-        text: Array,
-        settings: ARSettings,
-        rand: Randomness,
-        progress: autoregressive.Progress,
-    ) -> Array:
-        """As ``autoregressive.sample_codes``, in rows that all requests share."""
-        limit = autoregressive.code_limit(settings, engine.dims)
-        samples = 1 if settings.greedy else settings.samples  # greedy ones are all the same
-        codes = np.full((samples, limit), engine.dims["ar.stop_code"], np.int64)
-        # Where every sample is decoded, its latents are kept as they come; else a pass over the best ones is cheaper.
-        keep = settings.samples == self._settings.candidates and settings.kv_positions == "trained"
-        decoder = self._settings.decoder if keep else None
-        self._scheduler.take_samples(self._job, _Draw(voice, text, settings, rand, progress, decoder, codes))
-        return np.repeat(codes, settings.samples // samples, axis=0)
-
-    def code_latents(self, engine: Engine, voice: Array, text: Array, rows: Sequence[Array]) -> list[Array]:
-        """As ``autoregressive.code_latents``; what is known from decoding is not computed again."""
-        known = self._job.draw.latents if self._job.draw is not None else {}
-        self._job.draw = None
-        missing = [row for row in rows if row.tobytes() not in known]
-        if missing:
-            found = autoregressive.code_latents(engine, voice, text, missing)
-            known |= {row.tobytes(): latents for row, latents in zip(missing, found, strict=True)}
-        return [known[row.tobytes()] for row in rows]
-
-
-def read_prompt(engine: Engine, voice: Array, text: Array) -> Prompt:
-    """Voice (1, dim), text (1, text) and the start code, read into a cache of their own."""
-    cache = engine.new_cache(1, 1 + text.shape[1] + 1)
-    start = np.array([[engine.dims["ar.start_code"]]], np.int64)
-    logits, latents = engine.ar_step(cache, start, np.zeros((1, 1), np.int64), voice, text)
-    return Prompt(cache, logits[0], latents[0, 0])
+def _of_one_request(error: BaseException) -> BaseException:
+    """The error as an exception of its own, so that several threads can raise it; the original is its cause."""
+    if isinstance(error, TortoiseError):
+        made = type(error)(*error.args)
+    else:
+        made = EngineError(f"the engine failed: {type(error).__name__}: {error}")
+    made.__cause__ = error
+    return made

@@ -4,8 +4,8 @@ A *request* is known from ``submit`` to ``drop``. It may want *samples*, each of
 it is decoded, and it may wait for *calls*, each of which runs a graph. The policy says which samples the free rows
 take and which calls run together, and knows at any moment who holds what.
 
-- Higher priorities come first. What is passed over rises by one priority for every ``patience`` decisions that pass
-  it by, so that nobody starves.
+- Higher priorities come first, between rows and calls as well. What is passed over rises by one priority for every
+  ``patience`` decisions that prefer another, so that nobody starves.
 - Among equals, the request that holds the fewest rows gets the next one, and the one that was served longest ago
   the next call; then in order of arrival.
 - Of each priority and above, at most ``open_limit`` requests are open: begun, with samples still waiting. Each costs
@@ -70,6 +70,7 @@ class Policy:
         self._entries: dict[int, _Entry] = {}
         self._arrivals = 0
         self._decisions = 0
+        self._rows_passed = 0  #: decisions that have preferred calls to a step of the rows
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -127,7 +128,9 @@ class Policy:
 
     def admit(self) -> Iterator[tuple[int, int]]:
         """-> (request, sample) for each row that is free and wanted; every row is taken as it is given."""
+        given = 0
         while self.free and (entry := self._next_for_a_row()) is not None:
+            given += 1
             sample = entry.next
             entry.next += 1
             entry.held.add(sample)
@@ -135,7 +138,7 @@ class Policy:
             self.free -= 1
             yield entry.request, sample
         for entry in self._entries.values():
-            entry.passed += entry.waiting and not entry.held
+            entry.passed += given > 0 and entry.waiting and not entry.held
 
     def finish(self, request: int, sample: int) -> bool:
         """A sample is done and its row free; -> whether it was the request's last."""
@@ -184,6 +187,18 @@ class Policy:
         for i in chosen:
             self._entries[calls[i].request].served = self._decisions
         return chosen
+
+    def prefer(self, calls: Sequence[Call]) -> tuple[bool, bool]:
+        """Whether the rows are stepped next and whether calls run: the side whose best request comes first, or both."""
+        able = [e for e in self._entries.values() if e.held or (e.waiting and self.free)]
+        if not able or not calls:
+            return bool(able), bool(calls)
+        rows = self._risen(min(entry.priority for entry in able), self._rows_passed)
+        best = min(self._risen(self._entries[call.request].priority, call.passed) for call in calls)
+        self._rows_passed = self._rows_passed + 1 if best < rows else 0
+        for call in calls:
+            call.passed += rows < best
+        return rows <= best, best <= rows
 
     def _risen(self, priority: int, passed: int) -> int:
         return max(0, priority - passed // self.patience)

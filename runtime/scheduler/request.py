@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
-from ..errors import Cancelled, TortoiseError
-
 T = TypeVar("T")
 
 
@@ -45,7 +43,7 @@ class Handle(Generic[T]):
         return self._result  # type: ignore[return-value]
 
     def events(self) -> Iterator[Event]:
-        """What happens from now on, until the request ends. For one reader."""
+        """What has happened since the last reading and what happens on, until the request ends. For one reader."""
         while (event := self._events.get()) is not None:
             yield event
         self._events.put(None)  # for whoever reads again
@@ -64,7 +62,3 @@ class Handle(Generic[T]):
         self._result, self._error = result, error
         self._ended.set()
         self._events.put(None)
-
-
-def cancelled(number: int) -> TortoiseError:
-    return Cancelled(f"request {number} was cancelled")

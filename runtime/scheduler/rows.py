@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from ..autoregressive import FIRST_SEEN, codes_to_decode
 from ..config import ARSettings
 from ..engine import Array, Engine, KVCache
+from ..errors import EngineError
 from ..sampling import draw
 
 
@@ -67,6 +68,10 @@ class Sample:
         if self.forced is None:
             if len(self.codes) > self.read:
                 return True
+            if not np.isfinite(self.logits).all():
+                raise EngineError(
+                    "the autoregressive network gives no finite numbers for this voice and text"
+                )
             u = self.uniforms[len(self.codes)]
             code = draw(self.logits, self.seen, u, start, self.settings)
             self.codes.append(code)
@@ -94,54 +99,83 @@ class Sample:
 
 
 class Rows:
-    """A fixed pool of ``count`` rows of ``capacity`` positions; its samples fill the first ones, without holes.
+    """A fixed pool of ``count`` rows of ``capacity`` positions.
 
-    With ``strict`` every step computes all rows, empty ones as well, so that matrix products have the same number of
-    rows whatever is decoded beside a sample.
+    Samples leave holes, which new ones take; what is left of them is closed before a step, by moving the last rows.
+    With ``strict`` every step has the same number of rows, empty ones as well, and attends over as many positions,
+    so that what a sample computes has the same shapes whatever is decoded beside it.
     """
 
     def __init__(self, engine: Engine, count: int, capacity: int, strict: bool = False) -> None:
         self._engine, self._strict, self.count, self.capacity = engine, strict, count, capacity
-        self._cache = engine.new_cache(count, capacity)
+        # With strict the last row holds no sample: it is as long as can be, which fixes the width of attention.
+        self._cache = engine.new_cache(count + strict, capacity)
         self._start, self._stop = engine.dims["ar.start_code"], engine.dims["ar.stop_code"]
-        self.samples: list[Sample] = []
+        self._slots: list[Sample | None] = []
         self.steps = 0
         self.computed = 0  #: rows of all steps
         self.used = 0  #: those that a sample needed
 
+    @property
+    def samples(self) -> list[Sample]:
+        """Those in the pool."""
+        return [sample for sample in self._slots if sample is not None]
+
     def add(self, sample: Sample, prompt: Prompt) -> None:
         """A sample into a free row, its prompt copied."""
-        self._engine.put_rows(self._cache, [len(self.samples)], prompt.cache, [0])
-        self.samples.append(sample)
+        place = self._slots.index(None) if None in self._slots else len(self._slots)
+        self._engine.put_rows(self._cache, [place], prompt.cache, [0])
+        self._slots[place : place + 1] = [sample]
 
-    def draw(self) -> list[Sample]:
-        """A code for every sample that has none to read; -> those that are done, which leave the pool."""
-        done = [sample for sample in self.samples if not sample.draw(self._start, self._stop)]
-        self.remove(lambda sample: any(sample is other for other in done))
-        return done
+    def draw(self) -> tuple[list[Sample], list[tuple[Sample, Exception]]]:
+        """A code for every sample that has none to read; -> those that are done and those that failed, which leave."""
+        done: list[Sample] = []
+        failed: list[tuple[Sample, Exception]] = []
+        for sample in self.samples:
+            try:
+                if not sample.draw(self._start, self._stop):
+                    done.append(sample)
+            except Exception as error:
+                failed.append((sample, error))
+        self.discard([*done, *(sample for sample, _ in failed)])
+        return done, failed
 
-    def remove(self, chosen: Callable[[Sample], bool]) -> None:
-        """Take samples out; the last ones move into the holes."""
-        for row in reversed([i for i, sample in enumerate(self.samples) if chosen(sample)]):
-            last = len(self.samples) - 1
-            if row != last:
-                self._engine.put_rows(self._cache, [row], self._cache, [last])
-                self.samples[row] = self.samples[last]
-            self.samples.pop()
+    def discard(self, samples: Sequence[Sample]) -> None:
+        """Take samples out."""
+        gone = {id(sample) for sample in samples}
+        self._slots = [None if id(sample) in gone else sample for sample in self._slots]
+
+    def close_holes(self) -> list[tuple[Sample, Exception]]:
+        """Move the last samples into the holes; -> those that could not be moved, which have left the pool."""
+        failed = []
+        while None in self._slots:
+            sample = self._slots.pop()
+            if sample is None:
+                continue
+            place = self._slots.index(None)
+            try:
+                self._engine.put_rows(self._cache, [place], self._cache, [len(self._slots)])
+                self._slots[place] = sample
+            except Exception as error:
+                failed.append((sample, error))
+        return failed
 
     def step(self) -> None:
-        """Every sample reads its next code, which gives the logits and the latent of the one after."""
-        used = len(self.samples)
-        rows = self.count if self._strict else used
+        """Every sample reads its next code, which gives the logits and the latent of the one after. No holes."""
+        samples = self.samples
+        used = len(samples)
+        rows = used if self._engine.steps_some_rows and not self._strict else self._cache.rows
         codes = np.full((rows, 1), self._stop, np.int64)
         positions = np.ones((rows, 1), np.int64)
-        for row, sample in enumerate(self.samples):
+        for row, sample in enumerate(samples):
             codes[row] = sample.next
             positions[row] += sample.read + (sample.settings.kv_positions == "upstream")
         cache = self._engine.first_rows(self._cache, rows)
         cache.lengths[used:] = 0  # of rows that hold no sample
+        if self._strict:
+            cache.lengths[-1] = self.capacity - 1
         logits, latents = self._engine.ar_step(cache, codes, positions)
-        for row, sample in enumerate(self.samples):
+        for row, sample in enumerate(samples):
             sample.read += 1
             sample.logits = logits[row]
             if sample.decoder is not None:

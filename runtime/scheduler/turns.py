@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import Array, Engine, KVCache
+from ..engine import Array, Engine, KVCache, Memo
 from ..spec import GRAPHS, GraphSpec
 from .policy import Call
 
@@ -30,8 +30,10 @@ class Turn(Call):
 class TurnEngine(Engine):
     """Stands in for ``engine``; ``wait`` queues a turn and returns its result. With ``alone``, calls are never joined."""
 
-    def __init__(self, engine: Engine, request: int, wait: Callable[[Turn], Any], alone: bool) -> None:
-        self.info, self.memo = engine.info, engine.memo
+    def __init__(
+        self, engine: Engine, request: int, wait: Callable[[Turn], Any], alone: bool, memo: Memo
+    ) -> None:
+        self.info, self.memo = engine.info, memo
         self._engine, self._request, self._wait, self._alone = engine, request, wait, alone
 
     def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:

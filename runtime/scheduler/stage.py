@@ -1,0 +1,76 @@
+"""The autoregressive stage of a request whose samples decode in rows that all requests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import autoregressive
+from ..config import ARSettings, Settings
+from ..engine import Array, Engine
+from ..rng import Randomness
+from .rows import Prompt
+
+
+@dataclass(eq=False)
+class Draw:
+    """The samples that a request waits for."""
+
+    voice: Array
+    text: Array
+    settings: ARSettings
+    rand: Randomness
+    progress: autoregressive.Progress
+    decoder: str | None  #: whose latents are kept
+    codes: Array  #: (samples, limit), padded with stop
+    latents: dict[bytes, Array]  #: where they are kept: codes -> (1, codes, dim)
+    prompt: Prompt | None = None
+    finished: int = 0
+
+
+class SharedStage:
+    """The autoregressive stage of one request, as its pipeline calls it."""
+
+    def __init__(self, take: Callable[[Draw], None], settings: Settings) -> None:
+        """``take`` waits until all samples of a draw are there."""
+        self._take, self._settings = take, settings
+        self._known: dict[bytes, Array] = {}  #: as in Draw
+
+    def sample_codes(
+        self,
+        engine: Engine,
+        voice: Array,
+        text: Array,
+        settings: ARSettings,
+        rand: Randomness,
+        progress: autoregressive.Progress,
+    ) -> Array:
+        """As ``autoregressive.sample_codes``, in rows that all requests share."""
+        limit = autoregressive.code_limit(settings, engine.dims)
+        samples = 1 if settings.greedy else settings.samples  # greedy ones are all the same
+        codes = np.full((samples, limit), engine.dims["ar.stop_code"], np.int64)
+        # Where every sample is decoded, its latents are kept as they come; else a pass over the best ones is cheaper.
+        keep = settings.samples == self._settings.candidates and settings.kv_positions == "trained"
+        decoder = self._settings.decoder if keep else None
+        draw = Draw(voice, text, settings, rand, progress, decoder, codes, self._known)
+        self._take(draw)
+        return np.repeat(codes, settings.samples // samples, axis=0)
+
+    def code_latents(self, engine: Engine, voice: Array, text: Array, rows: Sequence[Array]) -> list[Array]:
+        """As ``autoregressive.code_latents``; what is known from decoding is not computed again."""
+        known = self._known
+        missing = [row for row in rows if row.tobytes() not in known]
+        if missing:
+            found = autoregressive.code_latents(engine, voice, text, missing)
+            known |= {row.tobytes(): latents for row, latents in zip(missing, found, strict=True)}
+        return [known[row.tobytes()] for row in rows]
+
+
+def read_prompt(engine: Engine, voice: Array, text: Array) -> Prompt:
+    """Voice (1, dim), text (1, text) and the start code, read into a cache of their own."""
+    cache = engine.new_cache(1, 1 + text.shape[1] + 1)
+    start = np.array([[engine.dims["ar.start_code"]]], np.int64)
+    logits, latents = engine.ar_step(cache, start, np.zeros((1, 1), np.int64), voice, text)
+    return Prompt(cache, logits[0], latents[0, 0])

@@ -1,0 +1,184 @@
+"""Requests that come, go and fail at random: each gives what it gives alone, on every backend.
+
+TORTOISE_RT_SCENARIOS=200 runs as many random scenarios on every backend instead of a few.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from scheduling import TEXTS, WAIT, assert_same, scheduler, submit
+
+from tortoise_rt.backends import open_engine
+from tortoise_rt.backends.fake import FakeEngine
+from tortoise_rt.engine import Array, Engine, KVCache
+from tortoise_rt.errors import Cancelled, EngineError
+from tortoise_rt.pipeline import Result
+from tortoise_rt.scheduler import Handle, Priority
+
+SCENARIOS = int(os.environ.get("TORTOISE_RT_SCENARIOS", "12"))
+
+
+@dataclass(frozen=True)
+class Said:
+    """A request of a scenario."""
+
+    text: str
+    seed: int
+    arguments: dict[str, Any]
+    priority: Priority
+    after: int  #: it is submitted when so many events of the first have come
+    cancelled: int | None  #: given up after so many of its own events
+
+
+def drawn(rng: random.Random) -> Said:
+    samples = rng.choice([1, 1, 2, 3, 5, 7])
+    arguments = dict(
+        num_autoregressive_samples=samples,
+        k=rng.randint(1, min(2, samples)),
+        decoder=rng.choice(["hifigan", "diffusion"]),
+        max_mel_tokens=rng.choice([6, 12, 24]),
+        diffusion_iterations=rng.choice([4, 6, 10]),
+        cond_free=rng.random() < 0.5,
+        greedy=rng.random() < 0.1,
+        kv_positions=rng.choice(["trained", "trained", "upstream"]),
+        temperature=rng.choice([0.5, 0.8, 1.2]),
+        sampler=rng.choice(["ancestral", "ddim"]),
+    )
+    gone = rng.randint(0, 3) if rng.random() < 0.25 else None
+    return Said(
+        rng.choice(TEXTS), rng.randrange(1000), arguments, rng.choice(list(Priority)), rng.randint(0, 3), gone
+    )
+
+
+def run_scenario(engine: Engine, rng: random.Random) -> tuple[int, int]:
+    """Requests that come and go at random on a small pool -> how many were done, and how many given up."""
+    requests = [drawn(rng) for _ in range(rng.randint(2, 5))]
+    done = given_up = 0
+    with scheduler(engine, rows=rng.randint(1, 6)) as made:
+        handles: list[Handle[Result]] = []
+        for request in requests:
+            if handles and request.after:
+                for _ in zip(range(request.after), handles[0].events(), strict=False):
+                    pass
+            handles.append(
+                submit(made, request.text, request.seed, **request.arguments, priority=request.priority)
+            )
+            if request.cancelled is not None:
+                for _ in zip(range(request.cancelled), handles[-1].events(), strict=False):
+                    pass
+                handles[-1].cancel()
+        for request, handle in zip(requests, handles, strict=True):
+            try:
+                result = handle.result(WAIT)
+            except Cancelled:
+                assert request.cancelled is not None
+                given_up += 1
+            else:
+                assert_same(engine, result, request.seed, text=request.text, **request.arguments)
+                done += 1
+        assert made.policy.free == made.policy.rows and len(made.policy) == 0
+        assert made.rows is None or not made.rows.samples
+    return done, given_up
+
+
+@pytest.fixture(scope="module", params=["fake", "onnx", "torch"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    if request.param == "fake":
+        return FakeEngine()
+    if request.param == "torch":
+        pytest.importorskip("torch")
+        return open_engine(request.getfixturevalue("data"), "torch", "cpu")
+    return open_engine(request.getfixturevalue("random_bundle"), "onnx", "cpu")
+
+
+def test_any_company_gives_what_a_request_gives_alone(engine: Engine) -> None:
+    totals = np.sum([run_scenario(engine, random.Random(seed)) for seed in range(SCENARIOS)], axis=0)
+    assert totals[0] > SCENARIOS  # most are done, and some are given up
+    assert SCENARIOS < 10 or totals[1] > 0
+
+
+@pytest.mark.parametrize("decoder", ["hifigan", "diffusion"])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_strict_audio_is_the_same_to_the_bit(engine: Engine, decoder: str, samples: int) -> None:
+    """Whatever the texts, lengths and numbers beside it, and whatever a scheduler that is not strict did before."""
+    asked: dict[str, Any] = dict(decoder=decoder, num_autoregressive_samples=samples, k=1)
+    with scheduler(engine) as made:
+        submit(made, **asked).result(WAIT)
+    with scheduler(engine, rows=5, strict=True) as made:
+        single = submit(made, **asked).result(WAIT)
+        handles = [
+            submit(made, text=text, seed=seed, **{**asked, "max_mel_tokens": limit})
+            for text, seed, limit in ((TEXTS[2], 2, 60), (TEXTS[0], 1, 24), (TEXTS[3], 3, 12))
+        ]
+        among = [handle.result(WAIT) for handle in handles]
+    for one, other in ((single.latents, among[1].latents), (single.wavs, among[1].wavs)):
+        np.testing.assert_array_equal(one[0], other[0])
+    assert single.wavs[0].shape != among[0].wavs[0].shape or not np.array_equal(
+        single.wavs[0], among[0].wavs[0]
+    )
+
+
+class Faulty(FakeEngine):
+    """Fails now and then, whatever it is asked."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__()
+        self._rng = rng
+
+    def _fault(self) -> None:
+        if self._rng.random() < 0.01:
+            raise self._rng.choice([EngineError("out of memory"), Odd(1, 2), SystemExit("gone")])
+
+    def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
+        self._fault()
+        return super()._run(graph, inputs)
+
+    def _new_cache(self, rows: int, capacity: int) -> Array:
+        self._fault()
+        return super()._new_cache(rows, capacity)
+
+    def _put_rows(self, target: KVCache, places: Array, source: KVCache, rows: Array) -> None:
+        self._fault()
+        super()._put_rows(target, places, source, rows)
+
+    def _first_rows(self, cache: KVCache, count: int) -> Array:
+        self._fault()
+        return super()._first_rows(cache, count)
+
+    def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
+        self._fault()
+        return super()._ar_step(cache, inputs)
+
+
+class Odd(Exception):
+    """Cannot be made from its arguments."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def test_faults_of_the_engine_end_requests_and_nothing_else() -> None:
+    ends = Counter[str]()
+    for seed in range(2 * SCENARIOS):
+        rng = random.Random(seed)
+        with scheduler(Faulty(rng), rows=rng.randint(1, 5)) as made:
+            requests = [drawn(rng) for _ in range(4)]
+            handles = [submit(made, r.text, r.seed, **r.arguments, priority=r.priority) for r in requests]
+            for request, handle in zip(requests, handles, strict=True):
+                try:
+                    result = handle.result(WAIT)
+                except EngineError as error:
+                    assert "out of memory" in str(error) or error.__cause__ is not None
+                    ends["failed"] += 1
+                else:
+                    assert_same(FakeEngine(), result, request.seed, text=request.text, **request.arguments)
+                    ends["done"] += 1
+            assert made.policy.free == made.policy.rows and len(made.policy) == 0
+    assert min(ends["done"], ends["failed"]) > SCENARIOS
