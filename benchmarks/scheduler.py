@@ -159,7 +159,7 @@ def ragged(opened: Engine, samples: int, rows: int) -> Iterator[Row]:
     waiting = full[: max(i for i, r in enumerate(full) if r == used.count) + 1]
     yield {
         **base, "how": "scheduler", "row_steps": used.computed, "steps": used.steps, "seconds": round(together, 2),
-        "prompts": len(engine.steps) - len(full), "useful": round(used.used / used.computed, 4),
+        "prompts": len(engine.steps) - len(full),
         "occupied_while_samples_wait": round(sum(waiting) / (len(waiting) * used.count), 4),
         "fewer_than_fixed": round(fixed / used.computed, 3), "faster_than_without": round(alone / together, 3),
         "latents_differ": float(worst), "second_pass_s": round(second_pass, 3),
@@ -174,10 +174,17 @@ def load(engine: Engine, clients: int, requests: int, arguments: Row, strict: bo
     voice, settings = load_voice(default_voice(engine)), settings_for(engine, **arguments)
     numbers, lock = iter(range(requests)), threading.Lock()
     latencies, audio = [], 0.0
+    failures: list[Exception] = []
     with Scheduler(engine, choose_tokenizer(engine, None), strict=strict) as scheduler:
         scheduler.submit(sentences[0], voice, settings, 0).result()  # loads the graphs
 
         def client() -> None:
+            try:
+                ask()
+            except Exception as error:
+                failures.append(error)
+
+        def ask() -> None:
             nonlocal audio
             while True:
                 with lock:
@@ -198,6 +205,8 @@ def load(engine: Engine, clients: int, requests: int, arguments: Row, strict: bo
         for thread in threads:
             thread.join()
         seconds = time.perf_counter() - began
+    if failures:
+        raise failures[0]
     p50, p90, p99 = np.percentile(latencies, [50, 90, 99])
     return {
         "kind": "load", "clients": clients, "requests": requests, "strict": strict, "settings": arguments,

@@ -13,6 +13,7 @@ from tortoise_rt.config import ARGUMENTS, Settings, make_settings
 from tortoise_rt.engine import Array
 from tortoise_rt.pipeline import Pipeline, Result
 from tortoise_rt.ranking import clvp_scores
+from tortoise_rt.scheduler import Scheduler
 from tortoise_rt.vocoder import univnet
 from tortoise_rt.voice import Voice
 
@@ -68,7 +69,10 @@ def run_settings(recording: Recording, run: str) -> Settings:
     return make_settings(**arguments)
 
 
-def replay(recording: Recording, subject: Subject, run: str) -> tuple[Settings, Result]:
+def replay(
+    recording: Recording, subject: Subject, run: str, scheduled: bool = False
+) -> tuple[Settings, Result]:
+    """The run by the pipeline alone, or by a scheduler of three rows."""
     settings = run_settings(recording, run)
     uniforms = [row for _, u in batches(recording, run, subject.engine.dims["ar.stop_code"]) for row in u.T]
     rand = Recorded(
@@ -83,8 +87,11 @@ def replay(recording: Recording, subject: Subject, run: str) -> tuple[Settings, 
         rand.voice["diffusion"] = recording[f"{run}_rlg_diffuser_noise"]
     else:
         voice = Voice("recorded", read_clips(recording))
-    pipeline = Pipeline(subject.engine, subject.load_tokenizer())
-    return settings, pipeline.synthesize(recording["ids"].tolist(), voice, settings, rand)
+    request = recording["ids"].tolist(), voice, settings, rand
+    if not scheduled:
+        return settings, Pipeline(subject.engine, subject.load_tokenizer()).synthesize(*request)
+    with Scheduler(subject.engine, subject.load_tokenizer(), rows=3) as scheduler:
+        return settings, scheduler.submit(*request).result()
 
 
 def check_run(recording: Recording, subject: Subject, run: str) -> None:
@@ -111,6 +118,12 @@ def check_run(recording: Recording, subject: Subject, run: str) -> None:
     for row, kept in zip(latents, result.latents, strict=True):
         row[: kept.shape[1]] = kept[0]
     recording.compare(f"{run}_latents", latents, alias="as decoded")
+
+    _, shared = replay(recording, subject, run, scheduled=True)
+    recording.compare(f"{run}_codes_raw", shared.codes, alias="scheduled")
+    for row, kept in zip(latents, shared.latents, strict=True):
+        row[: kept.shape[1]] = kept[0]
+    recording.compare(f"{run}_latents", latents, alias="scheduled")
 
     for number, (mel, wav) in enumerate(zip(result.mels, result.wavs, strict=True)):
         recording.compare(f"{run}_mel_{number}", mel, WHOLE)
