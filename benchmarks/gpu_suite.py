@@ -29,10 +29,8 @@ from tortoise_rt.backends.torch import TorchEngine
 from tortoise_rt.engine import KVCache
 from tortoise_rt.export.checkpoints import Checkpoints
 from tortoise_rt.export.parity import check_graphs
-
-sys.path.insert(0, str(Path(__file__).parent))
-from judge.machine import cpu_name
-from random_checkpoint import write_checkpoints
+from tortoise_rt.export.random_checkpoint import write_checkpoints
+from tortoise_rt.machine import cpu_name
 
 TINY = Path(__file__).parent.parent / "tests" / "data" / "tiny-a"
 Row = dict[str, Any]

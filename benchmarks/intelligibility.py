@@ -29,13 +29,13 @@ import numpy as np
 from tortoise_rt.audio import write_wav
 from tortoise_rt.cli.progress import table
 from tortoise_rt.errors import TortoiseError
+from tortoise_rt.machine import environment
 from tortoise_rt.spec import CODE_RATE, SAMPLE_RATE
 from tortoise_rt.tts import choose_engine
 from tortoise_rt.voice import load_voice
 
 sys.path.insert(0, str(Path(__file__).parent))
 from judge.hearing import Whisper
-from judge.machine import environment
 from judge.sound import VoiceEncoder, quality
 from judge.speakers import Clip, EngineSpeaker, Speaker, TeacherSpeaker
 from judge.streaming import compare_stream, summarize_streams

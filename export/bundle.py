@@ -15,8 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tortoise_rt._version import __version__
-from tortoise_rt.backends.onnx import open_bundle
+from tortoise_rt.backends.onnx import OnnxEngine, open_bundle
 from tortoise_rt.bundle import (
     FORMAT,
     MANIFEST,
@@ -31,21 +33,24 @@ from tortoise_rt.bundle import (
     remember_verified,
     unlisted,
 )
+from tortoise_rt.engine import EngineInfo
 from tortoise_rt.errors import BundleError, EngineError, OutputError, suggest
-from tortoise_rt.spec import CHECKPOINT_FILES, GRAPHS
+from tortoise_rt.spec import CHECKPOINT_FILES, GRAPHS, Dims
 from tortoise_rt.text import Tokenizer
 
 from .checkpoints import Checkpoints
 from .onnx import write_graph
 from .parity import GraphParity, check_graphs, require_parity
-from .quantize import PRECISIONS, graph_precision
+from .quantize import PRECISIONS, QUANTIZED, graph_precision
+from .tune import TEXT_IDS, TEXTS, as_rows, choose_precisions
 
 #: called with (what is being done, done, total)
 Progress = Callable[[str, int, int], None]
 
 #: precision of a graph -> the first ONNX Runtime that runs it; two digits each, so that they order as text.
 #: 1.22 is the first whose MatMulNBits on the CPU takes eight bits: 1.21.1 says "Only 4b quantization is supported".
-MIN_ONNXRUNTIME: Mapping[str, str] = {"fp32": "1.20", "int8": "1.22"}
+MIN_ONNXRUNTIME: Mapping[str, str] = {"fp32": "1.20", "int8": "1.22", "int4": "1.22", "int8row": "1.20"}
+AUTO = "auto"  #: the precision that is chosen by measurement
 SPACE_MARGIN = 64 << 20  #: bytes wanted free beyond the weights themselves
 
 
@@ -70,14 +75,15 @@ def export_bundle(
     """Export every network of a checkpoint folder for ONNX Runtime on CPU; -> the bundle and its parity report.
 
     ``record_source`` keeps the checkpoint folder's path in the manifest, for verify and the torch backend.
-    ``precision`` is "fp32" or "int8" (matrices in blocks of eight bits, see ``export.quantize``).
+    ``precision`` is one of ``export.quantize.PRECISIONS``, or AUTO: what is fastest here and near enough to fp32, graph
+    by graph (see ``export.tune``; the manifest's "tuning" has what was measured).
     ``tokenizer`` is the tokenizer.json to take along; by default the one beside the checkpoints, if any.
     Written under a temporary name beside ``output`` and renamed when complete, under a lock. Raises
     OutputError when that cannot be done, CheckpointError for unusable checkpoints, ExportError when a graph
     does not agree with its module.
     """
-    if precision not in PRECISIONS:
-        raise EngineError(f'no precision is called "{precision}". {suggest(precision, PRECISIONS)}')
+    if precision not in (*PRECISIONS, AUTO):
+        raise EngineError(f'no precision is called "{precision}". {suggest(precision, (*PRECISIONS, AUTO))}')
     source = Checkpoints(checkpoints)
     output = Path(output).resolve()
     chosen = _check_tokenizer(tokenizer, source.folder / "tokenizer.json")
@@ -157,8 +163,9 @@ def _write(
 ) -> tuple[list[GraphParity], dict[str, Identity]]:
     """Write all graphs and the manifest into ``folder``; -> parity, and the files as hashed."""
     graphs = {g: spec for g, spec in GRAPHS.items() if spec.network in source.networks}
-    precisions = {graph: graph_precision(graph, precision) for graph in graphs}
-    steps, done = len(source.networks) * 2 + len(graphs) * (1 + check), 0
+    forms = {graph: _forms(graph, precision) for graph in graphs}
+    written = sum(map(len, forms.values()))
+    steps, done = len(source.networks) * 2 + written + len(graphs) * check, 0
     dims: dict[str, int] = {}
     for network in source.networks:
         progress(f"reading {CHECKPOINT_FILES[network]}", done, steps)
@@ -168,11 +175,18 @@ def _write(
         weights = {key: tensor.numpy() for key, tensor in module.state_dict().items()}
         done += 1
         for graph in (g for g, spec in graphs.items() if spec.network == network):
-            progress(f"writing {graph}", done, steps)
-            write_graph(graph, weights, dims, config, folder, precisions[graph])
-            done += 1
+            for form in forms[graph]:
+                place = folder if form == forms[graph][0] else folder / form
+                place.mkdir(exist_ok=True)
+                progress(f"writing {graph} in {form}", done, steps)
+                write_graph(graph, weights, dims, config, place, form)
+                done += 1
         del module, weights
         gc.collect()
+    precisions = {graph: forms[graph][0] for graph in graphs}
+    tuning: list[dict[str, Any]] = []
+    if precision == AUTO:
+        precisions, tuning = _tune(folder, dims, frozenset(graphs), progress)
 
     sources = {}
     for network in source.networks:
@@ -180,8 +194,8 @@ def _write(
         progress(f"hashing {path.name}", done, steps)
         sources[path.name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
         done += 1
-    written = sorted(folder.iterdir())
-    verified = {path.name: identity(path.stat()) for path in written}
+    files = sorted(folder.iterdir())
+    verified = {path.name: identity(path.stat()) for path in files}
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "tortoise_rt": __version__,
@@ -194,10 +208,12 @@ def _write(
         "target": _target(precisions.values()),
         "precision": precisions,
         "graphs": {graph: f"{graph}.onnx" for graph in graphs},
-        "files": {path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in written},
+        "files": {path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in files},
         "dims": dims,
         "defaults": source.config.get("defaults") or _defaults(source),
     }
+    if tuning:
+        manifest["tuning"] = tuning
     report: list[GraphParity] = []
     if check:
         engine = open_bundle(Bundle(folder, manifest), "cpu")
@@ -211,6 +227,47 @@ def _write(
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
     progress("done", steps, steps)
     return report, verified
+
+
+def _forms(graph: str, precision: str) -> tuple[str, ...]:
+    """The precisions a graph is written in, fp32 first where there are several to choose from."""
+    if precision == AUTO:
+        return PRECISIONS if graph in QUANTIZED else ("fp32",)
+    return (graph_precision(graph, precision),)
+
+
+def _tune(
+    folder: Path, dims: Dims, graphs: frozenset[str], progress: Progress
+) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Leave the best form of each graph in ``folder``, of those there (fp32) and in its sub-folders.
+
+    -> precision of each graph, and what was measured.
+    """
+    if "ar_step" not in graphs:
+        raise EngineError("precision auto needs autoregressive.pth, whose speech it listens to")
+    path = folder / "tokenizer.json"
+    info = EngineInfo("onnx", "cpu", str(folder), dims, graphs, path if path.exists() else None)
+    folders = {form: folder if form == "fp32" else folder / form for form in PRECISIONS}
+    names = {graph: f"{graph}.onnx" for graph in graphs}
+    engines = {form: OnnxEngine(place, info, names) for form, place in folders.items()}
+    rng = np.random.default_rng(0)
+    if path.exists():
+        tokenizer = Tokenizer(path)
+        texts = [tokenizer.encode(text) for text in TEXTS]
+    else:
+        texts = [rng.integers(3, dims["ar.start_text"], TEXT_IDS).tolist() for _ in TEXTS]
+    precisions, trials = choose_precisions(engines, texts, progress)
+    del engines
+    gc.collect()
+    for graph, form in precisions.items():
+        if form != "fp32":
+            for path in (folder / f"{graph}.onnx", folder / f"{graph}.data"):
+                path.unlink(missing_ok=True)
+                if (better := folders[form] / path.name).exists():
+                    better.rename(path)
+    for form in PRECISIONS[1:]:
+        shutil.rmtree(folders[form], ignore_errors=True)
+    return precisions, as_rows(trials)
 
 
 def _defaults(source: Checkpoints) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from .sampling import draw
 from .spec import CALM_RUN, CALM_TOKEN, MAX_TEXT_IDS, STOP_TEXT, TAIL_TOKENS, Dims
 
 DEFAULT_MAX_MEL_TOKENS = 500
+ROWS = 16  #: samples decoded side by side where nothing else is said
 FIRST_SEEN = (
     1,
 )  #: with the start code: what the reference penalises from the first, its placeholder for the prefix
@@ -70,8 +71,9 @@ def sample_codes(
     prefix = 1 + text.shape[1] + 1
     cache, logits = prefill(engine, voice, text, prefix)
     codes = np.full((settings.samples, limit), engine.dims["ar.stop_code"], np.int64)
-    for first in range(0, settings.samples, settings.batch_rows):
-        samples = range(first, min(first + settings.batch_rows, settings.samples))
+    together = settings.batch_rows or ROWS
+    for first in range(0, settings.samples, together):
+        samples = range(first, min(first + together, settings.samples))
         rows = engine.take_rows(cache, [0] * len(samples), prefix + limit)
         uniforms = np.stack([rand.uniforms(sample, limit) for sample in samples])
         codes[samples.start : samples.stop] = _decode(

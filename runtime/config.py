@@ -14,7 +14,7 @@ from .errors import SettingsError, suggest
 from .spec import TRAINED_STEPS
 
 DECODERS = ("diffusion", "hifigan")
-SAMPLERS = ("ancestral", "ddim")
+SAMPLERS = ("ancestral", "ddim", "dpm++2m", "dpm++2m_sde")
 KV_POSITIONS = ("trained", "upstream")
 MAX_SAMPLES = 4096
 
@@ -80,7 +80,9 @@ class ARSettings:
     typical_mass: float = 0.9  #: its probability mass
     greedy: bool = False  #: the most likely code each time, nothing random
     max_mel_tokens: int | None = None  #: longest output in codes; None: 500 or what the model has room for
-    batch_rows: int = 16  #: samples decoded together; bounds memory, never changes a result
+    batch_rows: int | None = (
+        None  #: most samples decoded together; None: as the scheduler has room for. Changes no result
+    )
     kv_positions: str = "trained"  #: "upstream" reproduces the reference's cached decode, for comparison
 
     def __post_init__(self) -> None:
@@ -100,7 +102,8 @@ class ARSettings:
         _set_flag(self, "greedy")
         if self.max_mel_tokens is not None:
             _set_number(self, "max_mel_tokens", 1, math.inf, integer=True)
-        _set_number(self, "batch_rows", 1, 1024, integer=True)
+        if self.batch_rows is not None:
+            _set_number(self, "batch_rows", 1, 1024, integer=True)
         check_choice("kv_positions", self.kv_positions, KV_POSITIONS)
 
 
@@ -109,10 +112,13 @@ class DiffusionSettings:
     """How the diffusion decoder turns latents into a mel."""
 
     iterations: int = 100  #: denoising steps, spaced over the trained 4000
-    sampler: str = "ancestral"  #: "ancestral" (the reference's) or "ddim"
+    sampler: str = "ancestral"  #: the reference's, or one of SAMPLERS that needs fewer steps
     eta: float = 0.0  #: ddim only: 0 is deterministic, 1 as noisy as ancestral sampling
     cond_free: bool = True  #: conditioning-free guidance: a second pass without conditioning
     cond_free_k: float = 2.0  #: its strength, ramped up over the steps
+    cond_free_share: float = (
+        1.0  #: share of the steps, the last ones, that are guided: the first hardly use it
+    )
     temperature: float = 1.0  #: scales the initial noise; 0 sounds smooth and dull
 
     def __post_init__(self) -> None:
@@ -121,6 +127,7 @@ class DiffusionSettings:
         _set_number(self, "eta", 0, 1)
         _set_flag(self, "cond_free")
         _set_number(self, "cond_free_k", 0, 1000)
+        _set_number(self, "cond_free_share", 0, 1)
         _set_number(self, "temperature", 0, 1, label="diffusion_temperature")
 
 
@@ -144,7 +151,8 @@ class Settings:
             )
 
 
-#: The reference's presets for the diffusion decoder (tortoise.api). Names are those of its tts() arguments.
+#: The reference's presets for the diffusion decoder (tortoise.api), then faster ones of our own. Names are those of
+#: arguments of tts().
 _COMMON: Mapping[str, Any] = {
     "temperature": 0.8,
     "length_penalty": 1.0,
@@ -163,6 +171,20 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {**_COMMON, "num_autoregressive_samples": 96, "diffusion_iterations": 80},
     "standard": {**_COMMON, "num_autoregressive_samples": 256, "diffusion_iterations": 200},
     "high_quality": {**_COMMON, "num_autoregressive_samples": 256, "diffusion_iterations": 400},
+    "turbo": {
+        **_COMMON,
+        "num_autoregressive_samples": 16,
+        "diffusion_iterations": 10,
+        "sampler": "dpm++2m",
+        "cond_free": False,
+    },
+    "swift": {
+        **_COMMON,
+        "num_autoregressive_samples": 96,
+        "diffusion_iterations": 20,
+        "sampler": "dpm++2m",
+        "cond_free_share": 0.5,
+    },
 }
 
 #: argument of the reference's tts() (or of ours) -> (part of Settings, field)
@@ -184,6 +206,7 @@ ARGUMENTS: Mapping[str, tuple[str, str]] = {
     "eta": ("diffusion", "eta"),
     "cond_free": ("diffusion", "cond_free"),
     "cond_free_k": ("diffusion", "cond_free_k"),
+    "cond_free_share": ("diffusion", "cond_free_share"),
     "diffusion_temperature": ("diffusion", "temperature"),
     "decoder": ("", "decoder"),
     "cvvp_amount": ("", "cvvp_amount"),

@@ -1,7 +1,8 @@
-"""Latents -> mel spectrogram by denoising diffusion (Ho et al. 2020, Nichol & Dhariwal 2021; DDIM: Song et al. 2021)."""
+"""Latents -> mel spectrogram by denoising diffusion (Ho et al. 2020, Nichol & Dhariwal 2021)."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from .config import DiffusionSettings
 from .engine import Array, Engine
 from .mel import denormalize_mel
 from .rng import Randomness
+from .samplers import make_step, predict_start
 from .spec import MELS, TRAINED_STEPS, codes_to_frames
 
 Progress = Callable[[int, int], None]
@@ -46,11 +48,35 @@ def spaced_timesteps(steps: int) -> Array:
     return np.array(sorted(set(taken)), np.int64)
 
 
-def make_schedule(steps: int) -> Schedule:
-    """The linear schedule (beta 1e-4 to 0.02 over 1000 steps, rescaled to the trained number), spaced to ``steps``."""
+def log_snr_timesteps(steps: int) -> Array:
+    """``steps`` of the trained timesteps, first and last included, even in the logarithm of signal to noise.
+
+    The spacing of DPM-Solver (Lu et al. 2022, arXiv:2206.00927, section 3.4). Where the trained ones are too few for
+    that, the next are taken.
+    """
+    level = trained_levels()
+    log_snr = np.log(level / (1 - level))
+    wanted = np.interp(np.linspace(-log_snr[0], -log_snr[-1], steps), -log_snr, np.arange(TRAINED_STEPS))
+    order = np.arange(steps)
+    ascending = np.maximum.accumulate(np.rint(wanted).astype(np.int64) - order) + order  # none twice
+    return np.minimum(ascending, TRAINED_STEPS - steps + order)
+
+
+def trained_levels() -> Array:
+    """(TRAINED_STEPS,) share of the signal's power that each trained timestep leaves.
+
+    The linear schedule: beta 1e-4 to 0.02 over 1000 steps, rescaled to the trained number.
+    """
     scale = 1000 / TRAINED_STEPS
-    trained = np.cumprod(1 - np.linspace(scale * 1e-4, scale * 0.02, TRAINED_STEPS))
-    timesteps = spaced_timesteps(steps)
+    return np.cumprod(1 - np.linspace(scale * 1e-4, scale * 0.02, TRAINED_STEPS))
+
+
+def make_schedule(steps: int, sampler: str = "ancestral") -> Schedule:
+    """The trained schedule, spaced to ``steps`` as the sampler wants them."""
+    timesteps = (
+        log_snr_timesteps(steps) if sampler.startswith("dpm++") and steps > 1 else spaced_timesteps(steps)
+    )
+    trained = trained_levels()
     cumprod = trained[timesteps]
     betas = 1 - cumprod / np.append(1.0, cumprod[:-1])
     cumprod = np.cumprod(1 - betas)
@@ -113,40 +139,42 @@ def denoise(
 ) -> Array:
     """The sampling loop: noise x (1, MELS, frames), aligned (1, frames, dim) -> mel in [-1, 1].
 
-    With guidance the conditioned and the free row share every step. ``trace`` sees (step, x, predicted mel).
+    With guidance the conditioned and the free row share a step. ``trace`` sees (step, x, predicted mel).
     """
-    schedule = make_schedule(settings.iterations)
-    rows = 2 if settings.cond_free else 1
-    sample = ddim_step if settings.sampler == "ddim" else ancestral_step
-    conditions = conditions_ahead(engine, aligned, free if settings.cond_free else None, schedule)
+    schedule = make_schedule(settings.iterations, settings.sampler)
+    step = make_step(schedule, settings)
+    guided = round(settings.cond_free_share * len(schedule)) if settings.cond_free else 0
+    conditions = itertools.chain(
+        conditions_ahead(engine, aligned, None, schedule.timesteps[guided:]),
+        conditions_ahead(engine, aligned, free, schedule.timesteps[:guided]),
+    )
     for done, (i, condition) in enumerate(zip(reversed(range(len(schedule))), conditions, strict=True)):
+        rows = len(condition)
         timestep = np.full(rows, schedule.timesteps[i], np.float32)
         (out,) = engine.run(
             "diffusion_denoise", x=np.repeat(x, rows, axis=0), condition=condition, timestep=timestep
         )
         noise_estimate = out[:1, :MELS]
-        if settings.cond_free:
+        if rows == 2:
             k = guidance_scale(settings.cond_free_k, i, len(schedule))
             noise_estimate = np.float32(1 + k) * noise_estimate - np.float32(k) * out[1:, :MELS]
         x_start = predict_start(schedule, i, x, noise_estimate)
         noise = rand.step_noise(result, done, x.shape).astype(np.float32) if i > 0 else np.zeros_like(x)
-        x = sample(schedule, i, x, x_start, out[:1, MELS:], noise, settings.eta)
+        x = step(i, x, x_start, out[:1, MELS:], noise)
         trace(done, x, x_start)
         progress(done + 1, len(schedule))
     return x
 
 
-def conditions_ahead(
-    engine: Engine, aligned: Array, free: Array | None, schedule: Schedule
-) -> Iterator[Array]:
-    """The condition (1 or 2, frames, dim) of each step, from the last timestep to the first.
+def conditions_ahead(engine: Engine, aligned: Array, free: Array | None, timesteps: Array) -> Iterator[Array]:
+    """The condition (1 or 2, frames, dim) of each of the ascending ``timesteps``, from the last to the first.
 
     They do not depend on the noisy mel, so those of several steps are computed at once, as many as BLOCK_VALUES allow.
     The second row, of guidance, is ``free`` in every frame: it depends on length and schedule only, and is kept for
-    other clips in the engine's memo.
+    other clips in the engine's memo where that has room for the whole clip's.
     """
     block = max(1, BLOCK_VALUES // aligned.size)
-    timesteps = schedule.timesteps[::-1].astype(np.float32)
+    timesteps = timesteps[::-1].astype(np.float32)
     for first in range(0, len(timesteps), block):
         steps = timesteps[first : first + block]
 
@@ -157,42 +185,9 @@ def conditions_ahead(
         spoken = run(aligned[0])
         if free is None:
             yield from spoken[:, None]
+        elif aligned.nbytes * len(timesteps) > engine.memo.most_bytes:
+            yield from np.stack([spoken, run(free)], axis=1)
         else:
             key = ("diffusion_condition", aligned.shape[1], steps.tobytes())
             unspoken = engine.memo.get(key, lambda run=run: run(free))  # type: ignore[misc]
             yield from np.stack([spoken, unspoken], axis=1)
-
-
-def predict_start(schedule: Schedule, i: int, x: Array, noise_estimate: Array) -> Array:
-    """The clean mel that x and the estimated noise imply, clamped to [-1, 1]."""
-    recip = np.float32(schedule.sqrt_recip_alphas_cumprod[i])
-    recipm1 = np.float32(schedule.sqrt_recipm1_alphas_cumprod[i])
-    return np.clip(recip * x - recipm1 * noise_estimate, -1, 1)
-
-
-def ancestral_step(
-    schedule: Schedule, i: int, x: Array, x_start: Array, variance: Array, noise: Array, eta: float
-) -> Array:
-    """One step of DDPM; ``variance`` in [-1, 1] interpolates between the bounds of the log variance."""
-    mean = (
-        np.float32(schedule.posterior_mean_coef1[i]) * x_start
-        + np.float32(schedule.posterior_mean_coef2[i]) * x
-    )
-    share = (variance + 1) / 2
-    log_variance = share * np.float32(np.log(schedule.betas[i])) + (1 - share) * np.float32(
-        schedule.posterior_log_variance[i]
-    )
-    return mean + np.exp(0.5 * log_variance) * noise
-
-
-def ddim_step(
-    schedule: Schedule, i: int, x: Array, x_start: Array, variance: Array, noise: Array, eta: float
-) -> Array:
-    """One step of DDIM, equation 12 of its paper; the noise is derived anew from the clamped mel."""
-    recip = np.float32(schedule.sqrt_recip_alphas_cumprod[i])
-    recipm1 = np.float32(schedule.sqrt_recipm1_alphas_cumprod[i])
-    estimate = (recip * x - x_start) / recipm1
-    now, previous = schedule.alphas_cumprod[i], schedule.alphas_cumprod_prev[i]
-    sigma = eta * np.sqrt((1 - previous) / (1 - now)) * np.sqrt(1 - now / previous)
-    direction = np.float32(np.sqrt(max(1 - previous - sigma**2, 0.0)))
-    return x_start * np.float32(np.sqrt(previous)) + direction * estimate + np.float32(sigma) * noise

@@ -222,6 +222,35 @@ class Engine(abc.ABC):
     def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]: ...
 
 
+class ProxyEngine(Engine):
+    """Passes everything on to ``engine``; for subclasses that watch or change some of it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.info, self.engine = engine.info, engine
+
+    @property
+    def steps_some_rows(self) -> bool:  # type: ignore[override]
+        return self.engine.steps_some_rows
+
+    def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
+        return self.engine._run(graph, inputs)
+
+    def _new_cache(self, rows: int, capacity: int) -> Any:
+        return self.engine._new_cache(rows, capacity)
+
+    def _take_rows(self, cache: KVCache, rows: Array, capacity: int) -> Any:
+        return self.engine._take_rows(cache, rows, capacity)
+
+    def _put_rows(self, target: KVCache, places: Array, source: KVCache, rows: Array) -> None:
+        self.engine._put_rows(target, places, source, rows)
+
+    def _first_rows(self, cache: KVCache, count: int) -> Any:
+        return self.engine._first_rows(cache, count)
+
+    def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
+        return self.engine._ar_step(cache, inputs)
+
+
 def check_inputs(spec: GraphSpec, dims: Dims, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Contiguous arrays of the right names, dtypes and dimensions, or an EngineError that says what is wrong."""
     names = [t.name for t in spec.inputs]

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .audio import check_clip
+from .autoregressive import ROWS
 from .backends import open_engine
 from .conditioning import clip_latents, diffusion_mels, random_latents, voice_mels
 from .config import Settings, check_flag, check_number
@@ -23,7 +24,7 @@ from .engine import Array, Engine
 from .errors import AudioError, EngineError, SettingsError, TextError, VoiceError
 from .pipeline import Result, check_seed
 from .rng import Philox, fresh_seed
-from .scheduler import ROWS, Handle, Priority, Scheduler
+from .scheduler import Handle, Priority, Scheduler
 from .spec import CODE_RATE, HOP, SAMPLE_RATE, codes_to_frames
 from .tensors import all_in_kind, any_tensor, in_kind, is_tensor, to_array
 from .text import Tokenizer, find_reference_tokenizer

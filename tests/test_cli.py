@@ -87,7 +87,7 @@ def test_say_takes_every_setting() -> None:
     every = (
         "--preset ultra_fast --decoder diffusion --temperature 0.7 --top-p 0.9 --top-k 10 --repetition-penalty 1.5 "
         "--length-penalty 1 --typical --typical-mass 0.8 --max-mel-tokens 60 --cvvp-amount 0 --sampler ddim --eta 0.5 "
-        "--cond-free --cond-free-k 1 --diffusion-temperature 0.9 --batch-rows 2 --kv-positions upstream --verbose"
+        "--cond-free --cond-free-k 1 --cond-free-share 0.5 --diffusion-temperature 0.9 --batch-rows 2 --kv-positions upstream --verbose"
     )
     ok(*SAY, "Hello.", *every.split())
     ok(*SAY[:-4], "Hello.", "--greedy", "--decoder", "hifigan", "--basic-cleaners")

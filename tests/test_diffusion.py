@@ -10,17 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tortoise_rt.config import DiffusionSettings
+from tortoise_rt.config import SAMPLERS, DiffusionSettings
 from tortoise_rt.diffusion import (
     frame_index,
     guidance_scale,
     latents_to_mel,
+    log_snr_timesteps,
     make_schedule,
-    predict_start,
     spaced_timesteps,
+    trained_levels,
 )
-from tortoise_rt.engine import Array
+from tortoise_rt.engine import Array, ProxyEngine
 from tortoise_rt.rng import Philox
+from tortoise_rt.samplers import predict_start
 from tortoise_rt.spec import MELS, TRAINED_STEPS, codes_to_frames
 
 pytest.importorskip("torch")
@@ -39,6 +41,17 @@ def test_timesteps_span_the_trained_ones(steps: int) -> None:
     gaps = np.diff(timesteps)
     assert gaps.min() >= 1
     assert gaps.max() - gaps.min() <= 2
+
+
+@given(st.integers(2, TRAINED_STEPS))
+def test_timesteps_even_in_signal_to_noise_span_the_trained_ones(steps: int) -> None:
+    timesteps = log_snr_timesteps(steps)
+    assert len(timesteps) == steps
+    assert (timesteps[0], timesteps[-1]) == (0, TRAINED_STEPS - 1)
+    assert np.diff(timesteps).min() >= 1
+    level = trained_levels()[timesteps]
+    if steps <= 12:  # more are not to be had at the clean end
+        assert np.ptp(np.diff(np.log(level / (1 - level)))) < 0.6
 
 
 def test_a_single_step_is_the_first() -> None:
@@ -141,9 +154,11 @@ def test_the_seed_and_the_result_decide(engine: TorchEngine, given_latents: tupl
         ({"sampler": "ddim", "eta": 0.0}, True),
         ({"sampler": "ddim", "eta": 1.0}, False),
         ({"sampler": "ancestral"}, False),
+        ({"sampler": "dpm++2m"}, True),
+        ({"sampler": "dpm++2m_sde"}, False),
     ],
 )
-def test_only_ddim_without_eta_takes_no_noise_on_its_way(
+def test_only_solvers_of_equations_without_noise_take_no_noise_on_its_way(
     engine: TorchEngine, given_latents: tuple[Array, Array], changes: dict[str, object], same: bool
 ) -> None:
     chosen = replace(SHORT, **changes)  # type: ignore[arg-type]
@@ -152,7 +167,7 @@ def test_only_ddim_without_eta_takes_no_noise_on_its_way(
     assert (one == other).all() == same
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_guidance_of_strength_zero_is_none(
     engine: TorchEngine, given_latents: tuple[Array, Array], sampler: str
 ) -> None:
@@ -162,6 +177,28 @@ def test_guidance_of_strength_zero_is_none(
     )
     assert np.abs(zero - free).max() <= 1e-4 * np.ptp(free)
     assert np.abs(strong - free).max() > 1e-2 * np.ptp(free)
+
+
+def test_a_share_of_the_steps_is_guided(engine: TorchEngine, given_latents: tuple[Array, Array]) -> None:
+    rows: list[int] = []
+
+    class Counting(ProxyEngine):
+        def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
+            if graph == "diffusion_denoise":
+                rows.append(len(inputs["x"]))
+            return super()._run(graph, inputs)
+
+    counting = Counting(engine)
+    clips = []
+    for share in (0.0, 0.5, 1.0):
+        clips.append(
+            latents_to_mel(counting, *given_latents, replace(SHORT, cond_free_share=share), Philox(3))
+        )
+    assert rows == [1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2]
+    free = latents_to_mel(engine, *given_latents, replace(SHORT, cond_free=False), Philox(3))
+    assert (clips[0] == free).all()
+    far, near = (np.abs(clip - clips[2]).max() for clip in clips[:2])
+    assert near < far
 
 
 def test_temperature_zero_starts_from_silence(

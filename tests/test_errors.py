@@ -98,7 +98,7 @@ def test_suggestions() -> None:
     assert suggest("x", [f"voice{i:02}" for i in range(30)]).endswith("voice19, ....")
 
 
-def test_presets_are_the_references() -> None:
+def test_presets_are_the_references_and_two_of_our_own() -> None:
     seen = {
         name: (s.ar.samples, s.diffusion.iterations, s.diffusion.cond_free)
         for name in PRESETS
@@ -109,7 +109,11 @@ def test_presets_are_the_references() -> None:
         "fast": (96, 80, True),
         "standard": (256, 200, True),
         "high_quality": (256, 400, True),
+        "turbo": (16, 10, False),
+        "swift": (96, 20, True),
     }
+    changed = {name for name in PRESETS if make_settings(name).diffusion.sampler != "ancestral"}
+    assert changed == {"turbo", "swift"}
     assert make_settings("fast", diffusion_iterations=7).diffusion.iterations == 7
 
 

@@ -31,6 +31,19 @@ def test_equals_share_the_rows() -> None:
     assert list(made.admit()) == [(1, 2)]  # it held the fewest
 
 
+def test_a_request_can_hold_fewer_rows_than_there_are() -> None:
+    made = Policy(rows=8)
+    made.submit(0)
+    made.want(0, 5, most=2)
+    assert list(made.admit()) == [(0, 0), (0, 1)]
+    assert made.prefer([]) == (True, False)
+    assert not made.finish(0, 1)
+    assert list(made.admit()) == [(0, 2)]
+    made.submit(1)
+    made.want(1, 9)
+    assert len(list(made.admit())) == 6  # what the first does not want
+
+
 def test_a_late_request_does_not_wait_for_a_large_one_to_end() -> None:
     made = policy(4, (100, Priority.NORMAL))
     assert [sample for _, sample in made.admit()] == [0, 1, 2, 3]
@@ -153,6 +166,7 @@ def test_every_sample_gets_one_row_and_no_row_is_lost(seed: int, rows: int, open
     rng = random.Random(seed)
     made = Policy(rows, queue=8, open_limit=open_limit, patience=rng.choice([1, 3, 50]))
     wanted: dict[int, int] = {}
+    most: dict[int, int | None] = {}
     given_rows: Counter[tuple[int, int]] = Counter()
     running: list[tuple[int, int]] = []
     finished: Counter[int] = Counter()
@@ -161,8 +175,8 @@ def test_every_sample_gets_one_row_and_no_row_is_lost(seed: int, rows: int, open
         action = rng.random()
         if action < 0.2 and len(made) < 8:
             made.submit(number, rng.choice(list(Priority)))
-            wanted[number] = rng.randint(1, 12)
-            made.want(number, wanted[number])
+            wanted[number], most[number] = rng.randint(1, 12), rng.choice([None, None, 1, 3])
+            made.want(number, wanted[number], most[number])
             number += 1
         elif action < 0.25 and wanted:
             gone = rng.choice(sorted(wanted))
@@ -182,7 +196,11 @@ def test_every_sample_gets_one_row_and_no_row_is_lost(seed: int, rows: int, open
             for held in made.admit():
                 given_rows[held] += 1
                 running.append(held)
-            assert not made.free or not made.waiting or open_limit < len(wanted)
+            held_by = Counter(request for request, _ in running)
+            limits = {request: limit for request, limit in most.items() if limit is not None}
+            assert all(held_by[request] <= limit for request, limit in limits.items())
+            limited = any(held_by[request] == limits.get(request) for request in wanted)
+            assert not made.free or not made.waiting or open_limit < len(wanted) or limited
         assert made.free + len(running) == rows
         assert set(wanted) == {request for request in range(number) if request in made}
     while wanted:  # all that is left comes to its end

@@ -93,6 +93,7 @@ def _self_attention(g: GraphBuilder, h: str, layer: int, last_position: str) -> 
     key = f"gpt.h.{layer}.attn.c_attn"
     qkv = g.add(g.matmul(h, f"{key}.weight", weight), g.tensor(f"{key}.bias", bias))
     mixed = f"attention_{layer}"
+    g.pair_work += 2 * g.dims["ar.heads"] * padded_head_size(g.dims)
     g.node(
         "GroupQueryAttention",
         *(qkv, "", "", f"key_{layer}", f"value_{layer}", last_position, "total_length"),

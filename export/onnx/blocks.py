@@ -56,13 +56,19 @@ def group_norm(g: GraphBuilder, x: str, key: str, film: tuple[str, str] | None =
 
 
 def attention(
-    g: GraphBuilder, qkv: Sequence[str], heads: int, projection_bias: str = "", position_bias: str = ""
+    g: GraphBuilder,
+    qkv: Sequence[str],
+    heads: int,
+    channels: int,
+    projection_bias: str = "",
+    position_bias: str = "",
 ) -> str:
     """Softmax attention of every position to all, scaled by 1 / sqrt(head size).
 
     qkv: queries, keys and values, (rows, time, heads * size) each; projection_bias: (3 * heads * size,), their
-    biases; position_bias: (1, heads, time, time), added to the scores -> (rows, time, heads * size).
+    biases; position_bias: (1, heads, time, time), added to the scores -> (rows, time, channels = heads * size).
     """
+    g.pair_work += 2 * channels
     return g.op(
         "MultiHeadAttention", *qkv, projection_bias, "", position_bias, domain=CONTRIB, num_heads=heads
     )
@@ -85,7 +91,7 @@ def attention_block(g: GraphBuilder, x: str, key: str, heads: int) -> str:
     biases = bias.reshape(heads, 3, size).swapaxes(0, 1).reshape(-1)
     table = f"{key}.relative_pos_embeddings.relative_attention_bias.weight"
     position_bias = relative_bias(g, x, table, size) if table in g.weights else ""
-    mixed = attention(g, projected, heads, g.tensor(f"{key}.qkv.bias", biases), position_bias)
+    mixed = attention(g, projected, heads, channels, g.tensor(f"{key}.qkv.bias", biases), position_bias)
     return g.add(x, g.linear(mixed, f"{key}.proj_out"))
 
 

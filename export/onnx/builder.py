@@ -22,6 +22,7 @@ from .weights import TensorWriter, fits_half
 OPSET = 20  #: of the standard operators
 IR_VERSION = 10  #: what ONNX Runtime 1.20 reads
 CONTRIB = "com.microsoft"  #: domain of ONNX Runtime's own operators
+TINY = 1e-30  #: a row of nothing but zeros is divided by this
 END = np.iinfo(np.int64).max  #: "to the end" in a Slice
 
 Weights = Mapping[str, np.ndarray]
@@ -47,6 +48,9 @@ class GraphBuilder:
         self._outputs = [self._value_info(t) for t in spec.outputs]
         self._memo: dict[str, str] = {}
         self.shared: dict[str, tuple[str, str, str]] = {}  #: what blocks keep to use again
+        self.rate = 1  #: steps in time for each of the input's, where layers are added
+        self.work = 0  #: multiply-adds of weights for each step of the input
+        self.pair_work = 0  #: of attention, for each pair of steps
 
     def _value_info(self, tensor: TensorSpec) -> onnx.ValueInfoProto:
         sizes = [self.dims[d] if isinstance(d, str) and "." in d else d for d in tensor.dims]
@@ -77,7 +81,14 @@ class GraphBuilder:
             doc_string=f'Graph "{self.spec.name}" of the {self.spec.network} network',
         )
         helper.set_model_props(
-            model, {"graph": self.spec.name, "network": self.spec.network, "precision": self.precision}
+            model,
+            {
+                "graph": self.spec.name,
+                "network": self.spec.network,
+                "precision": self.precision,
+                "multiply_adds": str(self.work),
+                "multiply_adds_of_pairs": str(self.pair_work),
+            },
         )
         return model
 
@@ -161,7 +172,10 @@ class GraphBuilder:
         return self.op("Concat", *values, axis=axis)
 
     def pad(self, x: str, axis: int, before: int, after: int, mode: str = "constant") -> str:
-        return self.op("Pad", x, self.ints(before, after), "", self.ints(axis), mode=mode)
+        """``x``, of three axes, with values put before and after along one of them."""
+        pads = [0] * 6  # all of them: ONNX Runtime's optimiser goes wrong where only some axes are named
+        pads[axis], pads[axis + 3] = before, after
+        return self.op("Pad", x, self.ints(*pads), mode=mode)
 
     def add(self, a: str, b: str, output: str | None = None) -> str:
         return self.op("Add", a, b, output=output)
@@ -190,9 +204,13 @@ class GraphBuilder:
 
     def matmul(self, x: str, name: str, matrix: np.ndarray, output: str | None = None) -> str:
         """x: (..., in) times a constant (in, out), in the graph's precision."""
+        self.work += matrix.size * self.rate
         if self.precision == "fp32" or not quantize.quantizable(matrix):
             return self.op("MatMul", x, self.tensor(name, matrix), output=output)
-        packed, scales = quantize.quantize_blocks(matrix)
+        if self.precision == "int8row":
+            return self._matmul_by_rows(x, name, matrix, output)
+        bits = {"int8": 8, "int4": 4}[self.precision]
+        packed, scales = quantize.quantize_blocks(matrix, bits)
         return self.op(
             "MatMulNBits",
             x,
@@ -202,10 +220,31 @@ class GraphBuilder:
             domain=CONTRIB,
             K=len(matrix),
             N=matrix.shape[1],
-            bits=8,
+            bits=bits,
             block_size=quantize.BLOCK,
             accuracy_level=quantize.INT8_ACCURACY,
         )
+
+    def _matmul_by_rows(self, x: str, name: str, matrix: np.ndarray, output: str | None) -> str:
+        """The product in eight bits, each row of ``x`` divided by its largest value before and multiplied after."""
+        key = f"rows of {x}"
+        if key not in self._memo:
+            largest = self.op("ReduceMax", self.op("Abs", x), self.ints(-1), keepdims=1)
+            self._memo[key] = self.op("Max", largest, self.scalar(TINY))
+            step, zero = self.scalar(1 / quantize.LARGEST), self.scalar(128, "uint8")
+            share = self.op("Div", x, self._memo[key])
+            self._memo[f"{key}, rounded"] = self.op("QuantizeLinear", share, step, zero)
+        numbers, scales = quantize.quantize_columns(matrix)
+        product = self.op(
+            "MatMulIntegerToFloat",
+            self._memo[f"{key}, rounded"],
+            self.tensor(f"{name}/numbers", numbers),
+            self.scalar(1 / quantize.LARGEST),
+            self.tensor(f"{name}/scales", scales),
+            self.scalar(128, "uint8"),
+            domain=CONTRIB,
+        )
+        return self.op("Mul", product, self._memo[key], output=output)
 
     def linear(self, x: str, key: str, output: str | None = None) -> str:
         """A linear layer or 1-tap convolution, token-major; its weight is (out, in) or (out, in, 1)."""
@@ -233,14 +272,38 @@ class GraphBuilder:
     def conv_taps(self, x: str, key: str, dilation: int = 1, mode: str = "constant") -> str:
         """A convolution that keeps the length, token-major, as one matrix product."""
         weight = self.weights[f"{key}.weight"]
+        if self.precision == "int8row" and mode == "constant":
+            return self.add(self._taps_after(x, key, weight, dilation), self.param(f"{key}.bias"))
         taps = self.taps(x, weight.shape[-1], dilation, mode)
         return self.add(self.matmul(taps, f"{key}.weight", taps_matrix(weight)), self.param(f"{key}.bias"))
+
+    def _taps_after(self, x: str, key: str, weight: np.ndarray, dilation: int) -> str:
+        """The same with the products first and the frames moved after: each keeps a scale of its own, and is rounded once."""
+        outputs, inputs, count = weight.shape
+        side_by_side = weight.transpose(1, 2, 0).reshape(inputs, count * outputs)
+        product = self.matmul(x, f"{key}.weight", side_by_side)
+        reach, moved = count // 2 * dilation, []
+        for tap in range(count):
+            part = self.slice(product, 2, tap * outputs, (tap + 1) * outputs)
+            shift = reach - tap * dilation
+            moved.append(self.pad(part, 1, shift, -shift) if shift else part)
+        return self.op("Sum", *moved)
+
+    def ones_beside(self, x: str) -> str:
+        """(rows, time, c) -> (rows, time, c + 1): a last channel of ones, for which a matrix has the bias."""
+        key = f"{x} and ones"
+        if key not in self._memo:
+            one = helper.make_tensor("value", onnx.TensorProto.FLOAT, [1], [1.0])
+            shape = self.concat(self.size(x, 0), self.size(x, 1), self.ints(1), axis=0)
+            self._memo[key] = self.concat(x, self.op("ConstantOfShape", shape, value=one), axis=2)
+        return self._memo[key]
 
     def conv(
         self, x: str, key: str, *, padding: int = 0, stride: int = 1, dilation: int = 1, planar: bool = False
     ) -> str:
         """A convolution, channel-major; planar: x is (rows, channels, 1, time)."""
         weight = self.weights[f"{key}.weight"]
+        self.work += weight.size * self.rate // stride
         before = [1] if planar else []
         return self.op(
             "Conv",

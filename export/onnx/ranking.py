@@ -107,7 +107,8 @@ def _attend(g: GraphBuilder, h: str, key: str, heads: int, rotation: tuple[str, 
                 * len(g.weights[f"{key.split('.layers.')[0]}.rotary_pos_emb.inv_freq"]),
             )
         )
-    return g.linear(attention(g, rotated, heads), f"{key}.to_out")
+    channels = len(g.weights[f"{key}.to_q.weight"])
+    return g.linear(attention(g, rotated, heads, channels), f"{key}.to_out")
 
 
 def _feed_forward(g: GraphBuilder, h: str, key: str) -> str:

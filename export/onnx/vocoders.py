@@ -26,6 +26,7 @@ def build_univnet(g: GraphBuilder, config: Mapping[str, Any]) -> None:
         stride = g.weights[f"res_stack.{block}.convt_pre.1.weight"].shape[-1] // 2
         hop *= stride
         x = _lvc_block(g, x, mel, f"res_stack.{block}", stride, hop)
+    g.rate = hop
     g.op("Tanh", _to_samples(g, _leaky(g, x), "conv_post.1"), output="wav")
 
 
@@ -38,9 +39,12 @@ def _lvc_block(g: GraphBuilder, x: str, mel: str, key: str, stride: int, hop: in
 
     x: (rows, samples, c) -> (rows, samples * stride, c); hop: samples per frame afterwards.
     """
+    g.rate = hop // stride
     x = _upsample_taps(g, _leaky(g, x), f"{key}.convt_pre.1", stride)
+    g.rate = 1
     hidden = _kernel_hidden(g, mel, f"{key}.kernel_predictor")
     for layer, dilation in enumerate(DILATIONS):
+        g.rate = hop
         h = _leaky(g, g.conv_taps(_leaky(g, x), f"{key}.conv_blocks.{layer}.1", dilation))
         x = g.add(x, _variable_convolution(g, h, hidden, f"{key}.kernel_predictor", layer, hop))
     return x
@@ -63,38 +67,38 @@ def _upsample_taps(g: GraphBuilder, x: str, key: str, stride: int) -> str:
 
 
 def _kernel_hidden(g: GraphBuilder, mel: str, key: str) -> str:
-    """What kernels and biases are computed from, beside each frame's neighbours: (rows, frames, 3 * hidden)"""
+    """What kernels and biases are computed from, beside each frame's neighbours and a one: (rows, frames, 3 * hidden + 1)"""
     c = _leaky(g, g.conv_taps(mel, f"{key}.input_conv.0"))
     for block in range(g.count(key + ".residual_convs.{}.1.weight")):
         h = _leaky(g, g.conv_taps(c, f"{key}.residual_convs.{block}.1"))
         c = g.add(c, _leaky(g, g.conv_taps(h, f"{key}.residual_convs.{block}.3")))
-    return g.taps(c)
+    return g.ones_beside(g.taps(c))
 
 
 def _variable_convolution(g: GraphBuilder, x: str, hidden: str, key: str, layer: int, hop: int) -> str:
     """A gated convolution with a kernel of its own for each frame of ``hop`` samples.
 
-    x: (rows, samples, c); hidden: (rows, frames, ...) -> (rows, samples, c).
+    x: (rows, samples, c); hidden: (rows, frames, ...) -> (rows, samples, c). All biases are rows of matrices that
+    meet a channel of ones: adding them would be a pass each over what is largest here.
     """
-    weights, bias, shift_weights, shift_bias = _predictor(g.weights, key, layer)
-    channels = len(shift_bias) // 2
-    name = f"{key}.{layer}"
-    kernel = g.add(g.matmul(hidden, f"{name}.kernel", weights), g.tensor(f"{name}.kernel.bias", bias))
-    matrices = g.reshape(kernel, 0, 0, LVC_TAPS * channels, 2 * channels)
-    shift = g.add(
-        g.matmul(hidden, f"{name}.shift", shift_weights), g.tensor(f"{name}.shift.bias", shift_bias)
-    )
-    frames = g.reshape(g.taps(x), 0, -1, hop, LVC_TAPS * channels)
-    out = g.add(g.op("MatMul", frames, matrices), g.op("Unsqueeze", shift, g.ints(2)))
+    predictor, channels = _predictor(g.weights, key, layer)
+    width = LVC_TAPS * channels + 1
+    g.work += width * 2 * channels * hop
+    g.rate = 1
+    kernel = g.matmul(hidden, f"{key}.{layer}.kernel", predictor)
+    matrices = g.reshape(kernel, 0, 0, width, 2 * channels)
+    frames = g.reshape(g.ones_beside(g.taps(x)), 0, -1, hop, width)
+    out = g.op("MatMul", frames, matrices)
     gated = g.mul(g.op("Sigmoid", g.slice(out, 3, 0, channels)), g.op("Tanh", g.slice(out, 3, channels)))
     return g.reshape(gated, 0, -1, channels)
 
 
-def _predictor(weights: Weights, key: str, layer: int) -> tuple[np.ndarray, ...]:
-    """One layer's share of the kernel predictor: matrix and bias for kernels, matrix and bias for shifts.
+def _predictor(weights: Weights, key: str, layer: int) -> tuple[np.ndarray, int]:
+    """One layer's share of the kernel predictor -> matrix (taps * hidden + 1, (taps * c + 1) * 2c), and c.
 
     The channels that predict kernels are grouped (layer, in, out, tap); they are put in the order
-    (tap, in, out), so that a frame's prediction is its matrix as it comes.
+    (tap, in, out), so that a frame's prediction is its matrix as it comes, its shift the last row. The last row of
+    the matrix that predicts it is the bias.
     """
     layers = len(DILATIONS)
     shift_bias = weights[f"{key}.bias_conv.bias"].reshape(layers, -1)[layer]
@@ -109,7 +113,8 @@ def _predictor(weights: Weights, key: str, layer: int) -> tuple[np.ndarray, ...]
         .reshape(-1, *kernel.shape[1:])
     )
     bias = weights[f"{key}.kernel_conv.bias"].reshape(grouping)[layer].transpose(2, 0, 1).reshape(-1)
-    return taps_matrix(kernel), bias, taps_matrix(shift), shift_bias
+    matrix = np.concatenate([taps_matrix(kernel), taps_matrix(shift)], axis=1)
+    return np.concatenate([matrix, np.concatenate([bias, shift_bias])[None]]), outputs // 2
 
 
 def _to_samples(g: GraphBuilder, x: str, key: str) -> str:
@@ -148,6 +153,7 @@ def build_hifigan(g: GraphBuilder, config: Mapping[str, Any]) -> None:
         factor = config["upsample_factors"][stage] if "upsample_factors" in config else kernel // 2
         x = g.op("LeakyRelu", x, alpha=HIFIGAN_SLOPE)
         x = _upsample(g, x, f"ups.{stage}", factor)
+        g.rate *= factor
         outputs = []
         for branch in range(branches):
             key = f"resblocks.{stage * branches + branch}"
@@ -176,6 +182,7 @@ def _upsample(g: GraphBuilder, x: str, key: str, factor: int) -> str:
     """A transposed convolution, planar."""
     weight = g.weights[f"{key}.weight"]
     padding = (weight.shape[-1] - factor) // 2
+    g.work += weight.size * g.rate
     return g.op(
         "ConvTranspose",
         *(x, g.tensor(f"{key}.weight", weight[:, :, None]), g.param(f"{key}.bias")),

@@ -10,6 +10,7 @@ import click
 
 from .._version import __version__
 from ..errors import TortoiseError
+from .bench import bench
 from .detect import detect
 from .doctor import doctor
 from .export import export
@@ -61,5 +62,5 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (say, fetch, export, verify, voices, detect, doctor):
+for command in (say, fetch, export, verify, voices, detect, bench, doctor):
     main.add_command(command)

@@ -96,6 +96,7 @@ def say(
     check_output(output)
 
     from ..audio import write_wav
+    from ..autoregressive import ROWS
     from ..defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for
     from ..pipeline import Pipeline, check_seed
     from ..rng import fresh_seed
@@ -127,7 +128,10 @@ def say(
         does = f"speaks (voice {voice}, decoder {chosen.decoder}, {samples})"
         options.introduce(opened, bool(engine or checkpoints), does)
     start = time.perf_counter()
-    with Bar(not quiet) as bar, Scheduler(opened, chosen_tokenizer, rows=chosen.ar.batch_rows) as scheduler:
+    with (
+        Bar(not quiet) as bar,
+        Scheduler(opened, chosen_tokenizer, rows=chosen.ar.batch_rows or ROWS) as scheduler,
+    ):
         handle = scheduler.submit(words, speaker, chosen, seed)
         for event in handle.events():
             bar(*event)

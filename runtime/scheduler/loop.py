@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..autoregressive import ROWS
 from ..config import Settings, check_number
 from ..engine import Engine, Memo
 from ..errors import Cancelled, DeadlineExceeded, EngineError, RequestError, SettingsError, TortoiseError
@@ -31,7 +32,6 @@ from .stage import Draw, SharedStage, read_prompt
 from .turns import MOST_ROWS, Turn, TurnEngine, run_together
 
 PATIENCE = 0.02  #: seconds that the loop waits for threads that compute
-ROWS = 16  #: samples that decode side by side
 LONGEST = 10**6  #: seconds of a timeout
 KV_BUDGET = 4 << 30  #: bytes of keys and values
 
@@ -54,7 +54,8 @@ class Scheduler:
     """Synthesis of many requests at once on one engine. Thread-safe.
 
     ``rows``: samples that decode side by side; fewer where the keys and values of so many would not fit into
-    ``kv_budget`` bytes. ``queue``: requests in flight at a time. ``strict``: nothing is joined and every step has
+    ``kv_budget`` bytes (the prompts of requests with samples to come, four for each priority at most, are beside
+    it). They are kept for the next request. ``queue``: requests in flight at a time. ``strict``: nothing is joined and every step has
     the same shapes, for audio that is the same to the bit whatever else runs; it costs speed.
     """
 
@@ -151,14 +152,16 @@ class Scheduler:
         return handle
 
     def close(self) -> None:
-        """Give up what is in flight, and stop the loop."""
+        """Give up what is in flight, and stop the loop. Then every handle has its result or its error."""
         with self._lock:
             self._closed = True
             for number in self._jobs:
                 self._give_up(number)
-            thread = self._thread
+            thread, handles = self._thread, [job.handle for job in self._jobs.values()]
         if thread is not None:
             thread.join()
+        for handle in handles:
+            handle.wait()
 
     def __enter__(self) -> Scheduler:
         return self
@@ -213,7 +216,7 @@ class Scheduler:
             if isinstance(what, Turn):
                 self._turns.append(what)
             else:
-                self.policy.want(job.number, len(what.codes))
+                self.policy.want(job.number, len(what.codes), what.settings.batch_rows)
             self._computing -= 1
             self._lock.notify_all()
             self._lock.wait_for(lambda: job.waits_for is None)

@@ -47,6 +47,7 @@ class _Entry:
     arrival: int
     deadline: float | None
     samples: int = 0  #: wanted in all
+    most: int | None = None  #: rows it may hold at a time
     next: int = 0  #: the first that has had no row yet
     held: set[int] = field(default_factory=set)  #: those that have one
     passed: int = 0  #: decisions about rows that have passed it by since it held one
@@ -55,6 +56,10 @@ class _Entry:
     @property
     def waiting(self) -> bool:
         return self.next < self.samples
+
+    @property
+    def may_hold_more(self) -> bool:
+        return self.waiting and (self.most is None or len(self.held) < self.most)
 
     @property
     def open(self) -> bool:
@@ -119,12 +124,12 @@ class Policy:
         """Whether any sample waits for a row."""
         return any(entry.waiting for entry in self._entries.values())
 
-    def want(self, request: int, samples: int) -> None:
-        """The request needs rows for ``samples`` samples, numbered from 0."""
+    def want(self, request: int, samples: int, most: int | None = None) -> None:
+        """The request needs rows for ``samples`` samples, numbered from 0, ``most`` of them at a time."""
         entry = self._entries[request]
         if samples < 1 or entry.samples:
             raise ValueError(f"request {request} wants {samples} samples after {entry.samples}")
-        entry.samples = samples
+        entry.samples, entry.most = samples, most
 
     def admit(self) -> Iterator[tuple[int, int]]:
         """-> (request, sample) for each row that is free and wanted; every row is taken as it is given."""
@@ -159,7 +164,7 @@ class Policy:
             # A request of one sample needs no prompt kept for another: it may always begin.
             may_open = entry.samples == 1 or sum(p <= priority for p in opened) < self.open_limit
             place = (priority, len(entry.held), entry.arrival)
-            if entry.waiting and (entry.open or may_open) and (chosen is None or place < chosen[0]):
+            if entry.may_hold_more and (entry.open or may_open) and (chosen is None or place < chosen[0]):
                 chosen = place, entry
         return chosen and chosen[1]
 
@@ -190,7 +195,7 @@ class Policy:
 
     def prefer(self, calls: Sequence[Call]) -> tuple[bool, bool]:
         """Whether the rows are stepped next and whether calls run: the side whose best request comes first, or both."""
-        able = [e for e in self._entries.values() if e.held or (e.waiting and self.free)]
+        able = [e for e in self._entries.values() if e.held or (e.may_hold_more and self.free)]
         if not able or not calls:
             return bool(able), bool(calls)
         rows = self._risen(min(entry.priority for entry in able), self._rows_passed)

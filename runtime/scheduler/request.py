@@ -34,9 +34,13 @@ class Handle(Generic[T]):
         """Whether it has ended, in whatever way."""
         return self._ended.is_set()
 
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until it has ended, in whatever way, or ``timeout`` seconds have passed; -> whether it has."""
+        return self._ended.wait(timeout)
+
     def result(self, timeout: float | None = None) -> T:
         """Wait for the result; raises what the request failed with, or TimeoutError after ``timeout`` seconds."""
-        if not self._ended.wait(timeout):
+        if not self.wait(timeout):
             raise TimeoutError(f"request {self.number} is not done after {timeout:g} s")
         if self._error is not None:
             raise self._error

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tortoise_rt._version import __version__
+from ._version import __version__
 
 PACKAGES = ("numpy", "onnxruntime", "torch", "faster-whisper", "ctranslate2", "speechmos", "resemblyzer")
 

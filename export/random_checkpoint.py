@@ -1,6 +1,6 @@
 """Writes random checkpoints in the official files' names and key layout, of any size.
 
-    python benchmarks/random_checkpoint.py -o DIR [--size official|tiny] [--networks clvp,vocoder] [--seed N]
+    python -m tortoise_rt.export.random_checkpoint -o DIR [--size official|tiny] [--networks clvp,vocoder] [--seed N]
 
 They make noise, not speech: they are for tests of loading, export and speed.
 """

@@ -1,0 +1,147 @@
+"""How cost grows: time against text length, samples and codes, with the fitted exponents and a plot.
+
+    python benchmarks/scaling.py --engine BUNDLE [-o results.jsonl] [--plot scaling.png]
+
+Any weights will do, as lengths are forced. The exponent is the slope of a line through the logarithms over the upper half
+of the sizes, where what is fixed no longer counts: about 1 where cost is proportional, up to 2 where attention is most of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tortoise_rt import make_settings
+from tortoise_rt.cli.bench import require_plots
+from tortoise_rt.cli.progress import table
+from tortoise_rt.engine import Engine
+from tortoise_rt.machine import environment
+from tortoise_rt.scheduler import Scheduler
+from tortoise_rt.tts import choose_engine
+from tortoise_rt.voice import VoiceLatents
+
+sys.path.insert(0, str(Path(__file__).parent))
+from judge.forcing import Forced, force_lengths
+
+Row = dict[str, Any]
+TEXT_SIZES = (20, 40, 80, 160, 260, 390)
+SAMPLE_SIZES = (1, 4, 16, 64, 128, 256)
+CODE_SIZES = (10, 30, 80, 160, 300, 500)
+FEW_CODES = 16  #: where something else grows
+FEW_IDS = 30
+
+
+def run(engine: Engine, ids: int, samples: int, codes: int, decoder: str, stage: str | None = None) -> float:
+    """Seconds of one request, or of a stage of it."""
+    settings = make_settings(
+        num_autoregressive_samples=samples, max_mel_tokens=codes, decoder=decoder, diffusion_iterations=2,
+    )  # fmt: skip
+    spoken = engine.dims.get("diffusion.voice_dim")
+    voice = VoiceLatents(
+        np.zeros((1, engine.dims["ar.dim"]), np.float32),
+        None if spoken is None else np.zeros((1, spoken), np.float32),
+    )
+    text = np.random.default_rng(1).integers(3, 200, ids).tolist()
+    with Scheduler(engine) as scheduler:
+        began = time.perf_counter()
+        result = scheduler.submit(text, voice, settings, Forced(np.full(samples, codes))).result()
+        seconds = time.perf_counter() - began
+    return seconds if stage is None else result.seconds[stage]
+
+
+def sweeps(engine: Engine) -> dict[str, tuple[tuple[int, ...], Callable[[int], float]]]:
+    """What grows -> its sizes, and the time at one of them."""
+    fast = "hifigan" if engine.has("hifigan") else "diffusion"
+    found: dict[str, tuple[tuple[int, ...], Callable[[int], float]]] = {
+        "text tokens": (TEXT_SIZES, lambda n: run(engine, n, 1, FEW_CODES, fast)),
+        "samples": (SAMPLE_SIZES, lambda n: run(engine, FEW_IDS, n, FEW_CODES, fast)),
+        "codes, drawn": (CODE_SIZES, lambda n: run(engine, FEW_IDS, 1, n, fast, "sampling")),
+    }
+    if engine.has("hifigan"):
+        found["codes, HiFi-GAN"] = CODE_SIZES, lambda n: run(engine, FEW_IDS, 1, n, "hifigan", "vocoder")
+    if engine.has("diffusion_denoise", "univnet"):
+        found["codes, 2 guided diffusion steps"] = (
+            CODE_SIZES,
+            lambda n: run(engine, FEW_IDS, 1, n, "diffusion", "diffusion"),
+        )
+        found["codes, UnivNet"] = CODE_SIZES, lambda n: run(engine, FEW_IDS, 1, n, "diffusion", "vocoder")
+    return found
+
+
+def measure(engine: Engine, repeats: int) -> Iterator[Row]:
+    force_lengths()
+    for what, (sizes, seconds_at) in sweeps(engine).items():
+        seconds_at(sizes[0])  # loads graphs
+        seconds = [[seconds_at(size) for _ in range(repeats if size < sizes[-1] else 1)] for size in sizes]
+        middle = [float(np.median(found)) for found in seconds]
+        half = len(sizes) // 2
+        slope = np.polyfit(np.log(sizes[half:]), np.log(middle[half:]), 1)[0]
+        row = {
+            "kind": "scaling", "what": what, "sizes": sizes, "exponent": round(float(slope), 2),
+            "seconds": [[round(value, 4) for value in found] for found in seconds],
+        }  # fmt: skip
+        print(f"{what}: exponent {row['exponent']}, {middle[0]:.3f} to {middle[-1]:.3f} s", flush=True)
+        yield row
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5))
+    for axis, grows in zip(axes, ("text tokens", "samples", "codes"), strict=True):
+        for row in rows:
+            if row["what"].startswith(grows):
+                middle = [float(np.median(found)) for found in row["seconds"]]
+                label = f"{row['what']} (exponent {row['exponent']:g})"
+                axis.loglog(row["sizes"], middle, "o-", label=label)
+        axis.set_xlabel(grows)
+        axis.set_ylabel("seconds")
+        axis.grid(True, which="both", alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--engine", type=Path, required=True, help="a bundle")
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="of each size but the last, which is timed once"
+    )
+    parser.add_argument("-o", "--output", type=Path, help="append JSON lines to this file")
+    parser.add_argument("--plot", type=Path, help="draw it: .png or .svg")
+    options = parser.parse_args()
+    if options.plot:
+        require_plots()
+    engine = choose_engine(options.engine)
+    rows = list(measure(engine, options.repeats))
+    lines = [("", "exponent")]
+    lines += [(row["what"], f"{row['exponent']:g}") for row in rows]
+    print(table(lines))
+    if options.output:
+        about = {
+            **environment(),
+            "benchmark": "scaling",
+            "engine": engine.info.notice,
+            "precision": sorted(set(engine.info.precision.values())),
+        }
+        with options.output.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in [about, *rows])
+    if options.plot:
+        draw(rows, options.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Ten minutes of requests: memory may not grow, and nothing may become slower.
+
+    python benchmarks/soak.py [--engine BUNDLE] [--minutes 10] [-o results.jsonl]
+
+Clients ask for sentences of many lengths, with one or several samples, by either decoder where the engine has both; some
+give up in between. Exits with 1 where memory after the first third grows by more than 2 %, or sentences at the end take
+more than 10 % longer than the same ones before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from tortoise_rt.defaults import default_voice, settings_for
+from tortoise_rt.engine import Engine
+from tortoise_rt.errors import Cancelled
+from tortoise_rt.machine import environment
+from tortoise_rt.scheduler import Scheduler
+from tortoise_rt.tts import choose_engine, choose_tokenizer
+from tortoise_rt.voice import load_voice
+
+SENTENCES = (Path(__file__).parent / "sentences" / "everyday.txt").read_text("utf-8").split("\n")
+CLIENTS = 4
+MOST_GROWTH = 0.02
+MOST_SLOWDOWN = 0.10
+Row = dict[str, Any]
+
+
+def resident_mib() -> float:
+    """Memory this process holds now; Linux only."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
+
+
+def soak(engine: Engine, minutes: float) -> Row:
+    """Memory each ten seconds, and how long the probe, one request that is always the same, takes meanwhile."""
+    voice = load_voice(default_voice(engine))
+    decoders = [d for d, graph in (("hifigan", "hifigan"), ("diffusion", "univnet")) if engine.has(graph)]
+    probe = settings_for(engine, num_autoregressive_samples=1, decoder=decoders[0])
+    until = time.monotonic() + 60 * minutes
+    done, given_up = 0, 0
+    failures: list[BaseException] = []
+    lock = threading.Lock()
+    memory: list[float] = []
+    probes: list[float] = []
+    with Scheduler(engine, choose_tokenizer(engine, None)) as scheduler:
+
+        def client(seed: int) -> None:
+            nonlocal done, given_up
+            rng = random.Random(seed)
+            try:
+                while time.monotonic() < until:
+                    settings = settings_for(
+                        engine,
+                        num_autoregressive_samples=rng.choice([1, 1, 4]),
+                        decoder=rng.choice(decoders),
+                        diffusion_iterations=10,
+                    )
+                    handle = scheduler.submit(rng.choice(SENTENCES), voice, settings, rng.randrange(10**6))
+                    if rng.random() < 0.1:
+                        next(handle.events(), None)
+                        handle.cancel()
+                    try:
+                        handle.result()
+                    except Cancelled:
+                        with lock:
+                            given_up += 1
+                    else:
+                        with lock:
+                            done += 1
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=client, args=(n,)) for n in range(CLIENTS)]
+        for thread in threads:
+            thread.start()
+        while time.monotonic() < until and not failures:
+            began = time.monotonic()
+            scheduler.submit(SENTENCES[0], voice, probe, 1).result()
+            probes.append(time.monotonic() - began)
+            memory.append(resident_mib())
+            time.sleep(max(0.0, min(10.0, until - time.monotonic()) - (time.monotonic() - began)))
+        for thread in threads:
+            thread.join()
+    if failures:
+        raise failures[0]
+    third = len(memory) // 3
+    early, late = memory[third : 2 * third], memory[2 * third :]
+    before, after = probes[third : 2 * third], probes[2 * third :]
+    return {
+        "kind": "soak", "minutes": minutes, "clients": CLIENTS, "done": done, "given_up": given_up,
+        "memory_mib": [round(value, 1) for value in memory], "probe_s": [round(value, 3) for value in probes],
+        "growth": round(max(late) / max(early) - 1, 4),
+        "slowdown": round(statistics.median(after) / statistics.median(before) - 1, 4),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--engine", type=Path, help="a bundle [default: the demo]")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("-o", "--output", type=Path, help="append JSON lines to this file")
+    options = parser.parse_args()
+    row = soak(choose_engine(options.engine), options.minutes)
+    print(
+        f"{row['done']} sentences, {row['given_up']} given up. Memory {row['memory_mib'][0]:.0f} MiB at first, "
+        f"{row['memory_mib'][-1]:.0f} at the end: grown by {row['growth']:.1%}; slower by {row['slowdown']:.1%}"
+    )
+    if options.output:
+        with options.output.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in ({**environment(), "benchmark": "soak"}, row))
+    if row["growth"] > MOST_GROWTH or row["slowdown"] > MOST_SLOWDOWN:
+        raise SystemExit("memory grew, or it became slower")
+
+
+if __name__ == "__main__":
+    main()

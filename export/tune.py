@@ -1,0 +1,301 @@
+"""Which precision each graph gets: the fastest on this machine whose error, on what the checkpoint itself computes, is small.
+
+A short clip is made in fp32 and what goes into each graph is kept. Then every form of a graph is timed, and judged by
+fp32 on the same inputs. At last the same clip is decoded with all that was chosen, codes and noise being equal, and
+its mel judged; forms are given up, the one nearest its bound first, until that is near enough too.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tortoise_rt import autoregressive, diffusion, ranking
+from tortoise_rt.config import Settings, make_settings
+from tortoise_rt.engine import Array, Engine, KVCache, ProxyEngine
+from tortoise_rt.rng import Philox
+from tortoise_rt.spec import AR_MELS, GRAPHS, MELS
+from tortoise_rt.voice import VoiceLatents
+
+from .quantize import PRECISIONS, QUANTIZED
+
+#: graph -> (what its error is, the largest that is taken)
+BOUNDS: Mapping[str, tuple[str, float]] = {
+    "ar_step": ("Kullback-Leibler divergence of the next code, mean, nats", 0.01),
+    **dict.fromkeys(
+        ("clvp_text", "clvp_speech", "cvvp_voice", "cvvp_speech"),
+        ("angle to the right latent, as a share of that between any two", 0.1),
+    ),
+    **dict.fromkeys(
+        ("diffusion_align", "diffusion_condition", "diffusion_denoise"), ("root mean square, relative", 0.05)
+    ),
+}
+MEL_BOUND = ("whole clip: root mean square of the mel, relative to its spread", 0.05)
+TEXTS = ("The quick brown fox jumps over the lazy dog.", "We shall see what the evening brings, said she.")
+CODES = 48  #: of the clips that are made
+STEPS = 10  #: of diffusion
+MANY_ROWS = 16  #: samples side by side when decoding is timed, beside a single one
+CONTEXT = 200  #: positions held by each meanwhile
+TEXT_IDS = 24  #: where there is no tokenizer
+SEED = 20
+REPEATS = 3
+
+#: called with (what is being done, done, total)
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One form of one graph, measured."""
+
+    graph: str
+    precision: str
+    milliseconds: float  #: median; of ar_step the geometric mean over one row and MANY_ROWS
+    error: float
+    measure: str  #: what ``error`` is
+    bound: float
+    chosen: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.bound
+
+
+def choose_precisions(
+    engines: Mapping[str, Engine], texts: Sequence[Sequence[int]], progress: Progress
+) -> tuple[dict[str, str], list[Trial]]:
+    """Engines of every precision, "fp32" the judge, and token ids -> a precision for each graph, and what was measured."""
+    judge = engines["fp32"]
+    kept = _keep_inputs(judge, texts)
+    graphs = [graph for graph in QUANTIZED if judge.has(graph)]
+    total, done = len(graphs) * len(engines) + 1, 0
+    trials: list[Trial] = []
+    for graph in graphs:
+        for precision, engine in engines.items():
+            progress(f"measuring {graph} in {precision}", done, total)
+            trials.append(_measure(engine, judge, graph, precision, kept))
+            done += 1
+    chosen = dict.fromkeys(judge.info.graphs, "fp32")
+    for graph in graphs:
+        able = [trial for trial in trials if trial.graph == graph and trial.ok]
+        chosen[graph] = min(able, key=lambda trial: trial.milliseconds).precision
+    progress("listening to a whole clip", done, total)
+    whole = [] if kept.clip is None else list(_judge_clips(engines, kept.clip, chosen, trials))
+    marked = [replace(trial, chosen=chosen[trial.graph] == trial.precision) for trial in trials]
+    return chosen, marked + whole
+
+
+@dataclass
+class _Clip:
+    """A clip as fp32 makes it."""
+
+    text: Array  #: (1, text + 3)
+    codes: Array  #: (codes,) to be decoded
+    voice: VoiceLatents
+    settings: Settings
+
+
+@dataclass
+class _Kept:
+    """What fp32 computed with."""
+
+    voice: Array  #: (1, dim)
+    texts: list[Array]  #: (1, text + 3) each
+    codes: list[Array]  #: (codes,) each, as drawn for each text
+    calls: dict[str, list[dict[str, Array]]]  #: graph -> inputs
+    clip: _Clip | None  #: where the engine has diffusion
+
+
+class _Keeping(ProxyEngine):
+    """Keeps the inputs of the calls of each graph."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.calls: dict[str, list[dict[str, Array]]] = {}
+
+    def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
+        self.calls.setdefault(graph, []).append(inputs)
+        return super()._run(graph, inputs)
+
+
+def _keep_inputs(judge: Engine, texts: Sequence[Sequence[int]]) -> _Kept:
+    """Say the texts in a random voice, with few codes and steps."""
+    keeping, rand = _Keeping(judge), Philox(SEED)
+    voice = _voice(judge, rand)
+    settings = make_settings(
+        num_autoregressive_samples=2, max_mel_tokens=min(CODES, judge.dims["ar.mel_positions"]),
+        diffusion_iterations=STEPS,
+    )  # fmt: skip
+    stop = judge.dims["ar.stop_code"]
+    rows = [autoregressive.text_row(ids, judge.dims) for ids in texts]
+    drawn = []
+    for number, (ids, row) in enumerate(zip(texts, rows, strict=True)):
+        codes = autoregressive.sample_codes(judge, voice.auto, row, settings.ar, rand)
+        drawn.append(codes[0, : autoregressive.stopped_length(codes[0], stop)])
+        fixed = autoregressive.fix_codes(codes, stop)
+        if judge.has("clvp_speech"):
+            ranking.clvp_scores(keeping, ids, fixed)
+        if judge.has("cvvp_speech"):
+            mels = np.random.default_rng(number).standard_normal((1, AR_MELS, 200)).astype(np.float32)
+            ranking.cvvp_scores(keeping, mels, fixed)
+    clip = None
+    if judge.has("diffusion_denoise"):
+        clip = _Clip(rows[0], drawn[0], voice, settings)
+        _decode(keeping, keeping, clip)
+    return _Kept(voice.auto, rows, drawn, keeping.calls, clip)
+
+
+def _voice(judge: Engine, rand: Philox) -> VoiceLatents:
+    """A voice that the checkpoint can make, else normal numbers."""
+    rng = np.random.default_rng(SEED)
+
+    def latent(graph: str, part: str, size: int) -> Array:
+        if judge.has(graph):
+            return judge.run(graph, noise=rand.voice_noise(part, judge.dims[f"{graph}.dim"]))[0]
+        return 0.3 * rng.standard_normal((1, size), np.float32)
+
+    auto = latent("rlg_auto", "auto", judge.dims["ar.dim"])
+    spoken = None
+    if judge.has("diffusion_denoise"):
+        spoken = latent("rlg_diffuser", "diffusion", judge.dims["diffusion.voice_dim"])
+    return VoiceLatents(auto, spoken)
+
+
+def _decode(reader: Engine, denoiser: Engine, clip: _Clip) -> Array:
+    """The clip's mel, its latents read by one engine and decoded by another."""
+    (latents,) = autoregressive.code_latents(reader, clip.voice.auto, clip.text, [clip.codes])
+    assert clip.voice.diffusion is not None
+    return diffusion.latents_to_mel(
+        denoiser, latents, clip.voice.diffusion, clip.settings.diffusion, Philox(SEED)
+    )
+
+
+# --- one graph ---
+
+
+def _measure(engine: Engine, judge: Engine, graph: str, precision: str, kept: _Kept) -> Trial:
+    measure, bound = BOUNDS[graph]
+    if graph == "ar_step":
+        seconds = statistics.geometric_mean(_step_seconds(engine, rows) for rows in (1, MANY_ROWS))
+        error = 0.0 if engine is judge else _divergence(engine, judge, kept)
+    else:
+        calls = kept.calls[graph]
+        largest = max(calls, key=lambda inputs: sum(array.size for array in inputs.values()))
+        seconds = _median_seconds(lambda: engine.run(graph, **largest))
+        error = 0.0 if engine is judge else _distance(engine, judge, graph, calls)
+    return Trial(graph, precision, round(1000 * seconds, 3), error, measure, bound)
+
+
+def _median_seconds(run: Callable[[], Any]) -> float:
+    """Of REPEATS runs, after one that is not counted."""
+    run()
+    seconds = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def _step_seconds(engine: Engine, rows: int) -> float:
+    """Of one code for each row, behind a context."""
+    held = min(CONTEXT, engine.dims["ar.mel_positions"] - REPEATS - 2)
+    cache = engine.new_cache(rows, held + REPEATS + 2)
+    cache.lengths[:] = held  # of zeros, which take as long
+    codes, positions = np.full((rows, 1), 1), np.full((rows, 1), held)
+    return _median_seconds(lambda: engine.ar_step(cache, codes, positions))
+
+
+def _divergence(engine: Engine, judge: Engine, kept: _Kept) -> float:
+    """KL divergence of the next code from fp32's, mean over all codes of the texts, which fp32 drew."""
+    found = []
+    for text, codes in zip(kept.texts, kept.codes, strict=True):
+        expected, given = (_log_chances(one, kept.voice, text, codes) for one in (judge, engine))
+        found.append((np.exp(expected) * (expected - given)).sum(axis=-1))
+    return float(np.concatenate(found).mean())
+
+
+def _log_chances(engine: Engine, voice: Array, text: Array, codes: Array) -> Array:
+    """(codes, vocabulary) logarithms of the chances of each code, given those before it."""
+    cache, logits = autoregressive.prefill(engine, voice, text, 1 + text.shape[1] + 1 + len(codes))
+    rows = [logits[0]]
+    for position, code in enumerate(codes[:-1], 1):
+        rows.append(engine.ar_step(cache, np.array([[code]]), np.array([[position]]))[0][0])
+    values = np.array(rows, np.float64)
+    values -= values.max(axis=-1, keepdims=True)
+    return values - np.log(np.exp(values).sum(axis=-1, keepdims=True))
+
+
+def _distance(engine: Engine, judge: Engine, graph: str, calls: Sequence[dict[str, Array]]) -> float:
+    """How far a graph's first output is from fp32's, as BOUNDS has it; the worst of all calls."""
+    pairs = [[one.run(graph, **inputs)[0].astype(np.float64) for one in (judge, engine)] for inputs in calls]
+    if GRAPHS[graph].network in ("clvp", "cvvp"):
+        expected, given = (ranking.normalize(np.concatenate(latents)) for latents in zip(*pairs, strict=True))
+        between = _angles(expected @ expected.T)[np.triu_indices(len(expected), 1)]
+        typical = float(np.median(between)) if len(between) else 1.0
+        return float(_angles((expected * given).sum(axis=-1)).max() / max(typical, 1e-6))
+    if graph == "diffusion_denoise":  # the noise; the variance is a small matter
+        pairs = [[out[:, :MELS] for out in pair] for pair in pairs]
+    return max(
+        float(np.sqrt(((given - expected) ** 2).mean() / (expected**2).mean())) for expected, given in pairs
+    )
+
+
+def _angles(cosines: Array) -> Array:
+    return np.arccos(np.clip(cosines, -1, 1))
+
+
+# --- the whole clip ---
+
+
+def _judge_clips(
+    engines: Mapping[str, Engine], clip: _Clip, chosen: dict[str, str], trials: Sequence[Trial]
+) -> Iterator[Trial]:
+    """The mel with all that is ``chosen``; forms in it go back to fp32 until it is near enough."""
+    expected = _decode(engines["fp32"], engines["fp32"], clip)
+    heard = [graph for graph in ("ar_step", *_DIFFUSION) if chosen[graph] != "fp32"]
+    measure, bound = MEL_BOUND
+    while heard:
+        began = time.perf_counter()
+        mixed = _Mixed(engines, chosen)
+        mel = _decode(mixed, mixed, clip)
+        seconds = time.perf_counter() - began
+        error = float(np.sqrt(((mel - expected) ** 2).mean()) / np.ptp(expected))
+        names = "+".join(f"{graph}:{chosen[graph]}" for graph in heard)
+        yield Trial("whole clip", names, round(1000 * seconds, 1), error, measure, bound, error <= bound)
+        if error <= bound:
+            return
+        shares = {t.graph: t.error / t.bound for t in trials if chosen.get(t.graph) == t.precision}
+        worst = max(heard, key=lambda graph: shares[graph])
+        chosen[worst] = "fp32"
+        heard.remove(worst)
+
+
+_DIFFUSION = ("diffusion_align", "diffusion_condition", "diffusion_denoise")
+
+
+class _Mixed(ProxyEngine):
+    """Runs each graph in the precision chosen for it."""
+
+    def __init__(self, engines: Mapping[str, Engine], chosen: Mapping[str, str]) -> None:
+        super().__init__(engines[chosen["ar_step"]])
+        self._engines, self._chosen = engines, chosen
+
+    def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
+        return self._engines[self._chosen[graph]]._run(graph, inputs)
+
+    def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
+        return self._engines[self._chosen["ar_step"]]._ar_step(cache, inputs)
+
+
+def as_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """For the manifest."""
+    return [{**asdict(trial), "error": float(f"{trial.error:.3g}")} for trial in trials]
+
+
+__all__ = ["PRECISIONS", "TEXTS", "TEXT_IDS", "Trial", "as_rows", "choose_precisions"]

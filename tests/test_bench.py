@@ -1,0 +1,110 @@
+"""``tortoise-rt bench``: what it measures, and that it refuses what does not compute right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cli import ok, run
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from tortoise_rt import bench, make_settings, open_engine  # noqa: E402
+from tortoise_rt.backends.fake import FakeEngine  # noqa: E402
+from tortoise_rt.cli.bench import PARTS  # noqa: E402
+from tortoise_rt.engine import Array, ProxyEngine  # noqa: E402
+
+SHORT = ("--samples", "2", "--codes", "12", "--clients", "1,2", "--repeats", "1")
+
+
+def test_everything_is_measured_written_and_drawn(random_bundle: Path, folder: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result = ok(
+        "bench", "--engine", str(random_bundle), "--presets", "turbo,ultra_fast", *SHORT,
+        "-o", "rows.jsonl", "--plot", "plot.png",
+    )  # fmt: skip
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    kinds = [row["kind"] for row in rows]
+    assert kinds[:3] == ["environment", "ceilings", "verify"]
+    assert set(kinds[3:]) == {"graph", "synthesis", "load", "start"}
+    graphs = {(row["graph"], row["what"]): row for row in rows if row["kind"] == "graph"}
+    assert {("ar_step", "decode, 16 rows"), ("ar_step", "prompt of 64")} <= set(graphs)
+    assert {name for name, _ in graphs} >= {"clvp_speech", "diffusion_denoise", "univnet", "hifigan"}
+    for row in graphs.values():
+        assert 0 < row["ms_least"] <= row["ms"] <= row["ms_most"]
+        assert row["gflops"] > 0 and 0 < row["share_of_arithmetic"] < 3
+    spoken = {row["preset"]: row for row in rows if row["kind"] == "synthesis"}
+    assert (spoken["turbo"]["steps"], spoken["ultra_fast"]["steps"]) == (10, 30)
+    assert all(row["samples"] == 2 and row["peak_rss_mib"] > 20 for row in spoken.values())
+    assert [row["clients"] for row in rows if row["kind"] == "load"] == [1, 2]
+    assert rows[-1]["open_s"] <= rows[-1]["all_graphs_s"]
+    assert Path("plot.png").read_bytes().startswith(b"\x89PNG")
+    for word in ("GFLOP/s", "real time factor", "p90", "all graphs", "equal codes"):
+        assert word in result.output, word
+
+
+def test_one_part_alone(random_bundle: Path, folder: Path) -> None:
+    result = ok("bench", "--engine", str(random_bundle), "--only", "load", *SHORT)
+    assert "audio per second" in result.output and "gflops" not in result.output
+    assert PARTS == ("graphs", "presets", "load", "start")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--presets", "fats"), "no preset 'fats'"),
+        (("--clients", "1,x"), "whole numbers"),
+        (("--engine", "nowhere"), "nowhere"),
+    ],
+)
+def test_mistakes_are_named(folder: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = run("bench", *arguments)
+    assert result.exit_code == 2 and message in result.output
+
+
+def test_random_weights_are_made_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setenv("TORTOISE_RT_CACHE", str(folder / "cache"))
+    for _ in range(2):
+        ok("bench", "--random", "tiny", "--only", "presets", "--presets", "turbo", *SHORT, "-o", "rows.jsonl")
+    made = folder / "cache" / "bench" / "random-tiny-fp32"
+    assert [path.name for path in made.parent.iterdir()] == [made.name]
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    assert [row["codes"] for row in rows if row["kind"] == "synthesis"] == [
+        24,
+        24,
+    ]  # none ends before the limit
+
+
+class Unsteady(ProxyEngine):
+    """Its vocoders give something else each time."""
+
+    def __init__(self) -> None:
+        super().__init__(FakeEngine())
+        self._calls = 0
+
+    def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
+        self._calls += graph in ("univnet", "hifigan")
+        outputs = super()._run(graph, inputs)
+        return tuple(output + 0.01 * self._calls * (graph in ("univnet", "hifigan")) for output in outputs)
+
+
+def test_an_engine_that_is_not_steady_is_refused() -> None:
+    settings = make_settings(num_autoregressive_samples=1, max_mel_tokens=9, diffusion_iterations=2)
+    assert bench.verify(FakeEngine(), settings)["codes"] == "equal"
+    with pytest.raises(bench.BenchError, match="sound that differs"):
+        bench.verify(Unsteady(), settings)
+
+
+def test_the_work_of_a_graph_is_that_of_its_matrices(random_bundle: Path) -> None:
+    """Multiply-adds of a code are the weights of the matrix products that it passes."""
+    model = onnx.load(random_bundle / "ar_step.onnx")
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
+    casts = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
+    products = [node.input[1] for node in model.graph.node if node.op_type == "MatMul"]
+    expected = sum(sizes[casts.get(name, name)] for name in products)
+    properties, _ = bench._properties(open_engine(random_bundle), "ar_step")
+    assert int(properties["multiply_adds"]) == expected > 0
