@@ -63,7 +63,12 @@ def lengths_of(samples: int, longest: int) -> Array:
 
 
 def ragged(
-    opened: Engine, samples: int, rows: int, beside: reference.Reference | None = None, batches: int = 1
+    opened: Engine,
+    samples: int,
+    rows: int,
+    repeats: int,
+    beside: reference.Reference | None = None,
+    batches: int = 1,
 ) -> Iterator[Row]:
     """``samples`` of forced lengths by the runtime alone and by the scheduler; ``batches`` of them by the reference."""
     force_lengths()
@@ -94,29 +99,29 @@ def ragged(
             "seconds_per_code": round(seconds / some.sum(), 4), "prompts": drawn["prompts"] * rows,
             "second_pass_s": round(statistics.median(again["seconds"]), 3),
         }  # fmt: skip
-    began = time.perf_counter()
-    expected = autoregressive.sample_codes(engine, voice, text, settings.ar, rand)
-    alone = time.perf_counter() - began
-    stepped = [r for r, new in engine.steps if new == 1]
-    yield {
-        **base, "how": "without the scheduler", "row_steps": sum(stepped), "steps": len(stepped),
-        "seconds": round(alone, 2), "seconds_per_code": round(alone / lengths.sum(), 4), "prompts": len(engine.steps) - len(stepped),
-    }  # fmt: skip
     yield {**base, "how": "fixed batches, by count", "row_steps": int(fixed)}
 
-    engine.steps.clear()
     made: dict[str, Any] = {}
 
     def decode(self: Pipeline, result: Any, number: int, *_: Any) -> None:
         made["codes"], made["latents"] = result.codes, dict(zip(result.chosen, result.latents, strict=True))
 
     Pipeline._hifigan = decode  # type: ignore[method-assign]  # the vocoder's time is not what is measured
+    alone: list[float] = []
+    together: list[float] = []
     with Scheduler(engine, rows=rows) as scheduler:
-        began = time.perf_counter()
-        scheduler.submit(ids, VoiceLatents(voice), settings, rand).result()
-        together = time.perf_counter() - began
-        used = scheduler.rows
-        assert used is not None
+        for _ in range(repeats):
+            engine.steps.clear()
+            began = time.perf_counter()
+            expected = autoregressive.sample_codes(engine, voice, text, settings.ar, rand)
+            alone.append(time.perf_counter() - began)
+            steps_alone = list(engine.steps)
+            engine.steps.clear()
+            began = time.perf_counter()
+            scheduler.submit(ids, VoiceLatents(voice), settings, rand).result()
+            together.append(time.perf_counter() - began)
+        kv_bytes = 0 if scheduler.rows is None else scheduler.rows.count * scheduler.rows.capacity
+        count = scheduler.policy.rows
     different = int((made["codes"] != expected).any(axis=1).sum())
     if different > samples // 16:  # a draw may fall within rounding of an interval's edge, but not often
         raise SystemExit(f"{different} of {samples} samples are not those of the runtime alone")
@@ -130,16 +135,25 @@ def ragged(
     worst = max(np.abs(made["latents"][i] - a).max() / np.ptp(a) for i, a in zip(some, passes, strict=True))
     if worst > 1e-4:
         raise SystemExit(f"latents differ by {worst:.1e} of their range")
+
+    stepped = [r for r, new in steps_alone if new == 1]
     full = [r for r, new in engine.steps if new == 1]
-    waiting = full[: max(i for i, r in enumerate(full) if r == used.count) + 1]
+    waiting = full[: max(i for i, r in enumerate(full) if r == count) + 1]
+    for how, seconds, steps, prompts in (
+        ("without the scheduler, codes alone", alone, stepped, len(steps_alone) - len(stepped)),
+        ("scheduler, codes and latents", together, full, len(engine.steps) - len(full)),
+    ):
+        middle = statistics.median(seconds)
+        yield {
+            **base, "how": how, "row_steps": sum(steps), "steps": len(steps), "prompts": prompts,
+            "seconds": [round(value, 2) for value in seconds], "seconds_per_code": round(middle / lengths.sum(), 4),
+        }  # fmt: skip
     yield {
-        **base, "how": "scheduler", "row_steps": used.computed, "steps": used.steps, "seconds": round(together, 2),
-        "seconds_per_code": round(together / lengths.sum(), 4),
-        "prompts": len(engine.steps) - len(full),
-        "occupied_while_samples_wait": round(sum(waiting) / (len(waiting) * used.count), 4),
-        "fewer_than_fixed": round(fixed / used.computed, 3), "faster_than_without": round(alone / together, 3),
-        "samples_that_differ": different, "latents_differ": float(worst), "second_pass_s": round(second_pass, 3),
-        "kv_bytes": used.count * used.capacity * engine.position_bytes(), "kv_budget": scheduler.kv_budget,
+        **base, "how": "so", "occupied_while_samples_wait": round(sum(waiting) / (len(waiting) * count), 4),
+        "fewer_than_fixed": round(fixed / sum(full), 3), "samples_that_differ": different,
+        "faster_than_without": round(statistics.median(alone) / statistics.median(together), 3),
+        "latents_differ": float(worst), "second_pass_s": round(second_pass, 3),
+        "kv_bytes": kv_bytes * engine.position_bytes(), "kv_budget": scheduler.kv_budget,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }  # fmt: skip
 
@@ -201,7 +215,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="rows: of the pool")
     parser.add_argument("--batches", type=int, default=1, help="rows: of those, how many by the reference")
     parser.add_argument("--requests", type=int, default=48, help="load: sentences for each number of clients")
-    parser.add_argument("--repeats", type=int, default=3, help="load: of each number of clients")
+    parser.add_argument("--repeats", type=int, default=3, help="of each number of clients, or of all rows")
     parser.add_argument("-o", "--output", type=Path, help="append JSON lines to this file")
     reference.add_options(parser)
     options = parser.parse_args()
@@ -209,7 +223,7 @@ def main() -> None:
     rows: list[Row] = [{**environment(), "benchmark": "scheduler", "notice": engine.info.notice}]
     if options.what == "rows":
         with contextlib.nullcontext() if options.reference is None else reference.chosen(options) as beside:
-            rows += ragged(engine, options.samples, options.rows, beside, options.batches)
+            rows += ragged(engine, options.samples, options.rows, options.repeats, beside, options.batches)
     else:
         for arguments in ({"num_autoregressive_samples": 1}, {"num_autoregressive_samples": 8}):
             for strict in (False, True):

@@ -54,10 +54,15 @@ def alone(engine: Engine, text: str = TEXTS[0], seed: int = 1, **arguments: Any)
     return pipeline.synthesize(text, voice(engine), settings(**arguments), seed)
 
 
+WORST: dict[str, float] = {}  #: what was compared -> the largest difference so far, as a share of the range
+
+
 def assert_near(one: Array, other: Array, bound: float, name: str) -> None:
     """Equal within a share of the range."""
     assert one.shape == other.shape
-    assert np.abs(one - other).max(initial=0) <= bound * max(1e-3, np.ptp(other) if other.size else 0), name
+    share = np.abs(one - other).max(initial=0) / max(1e-3, np.ptp(other) if other.size else 0)
+    WORST[name] = max(WORST.get(name, 0.0), float(share))
+    assert share <= bound, name
 
 
 def assert_same(engine: Engine, one: Result, seed: int, **arguments: Any) -> None:

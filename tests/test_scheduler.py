@@ -65,6 +65,16 @@ def test_rows_are_full_while_samples_wait() -> None:
     assert set(decoding[:last_full]) == {4}
 
 
+def test_a_request_keeps_to_its_batch_rows() -> None:
+    engine = Counting()
+    with scheduler(engine, rows=6) as made:
+        submit(made, num_autoregressive_samples=9, batch_rows=2).result(WAIT)
+        assert {rows for rows, text, _ in engine.steps if not text} <= {1, 2}
+        engine.steps.clear()
+        submit(made, num_autoregressive_samples=9).result(WAIT)
+        assert max(rows for rows, text, _ in engine.steps if not text) == 6
+
+
 def test_equal_steps_of_requests_run_as_one() -> None:
     engine = Counting()
     with scheduler(engine, rows=4) as made:
@@ -277,6 +287,13 @@ def test_too_many_requests_are_refused_at_once() -> None:
         for _ in handles[0].events():
             pass
         submit(made).result(WAIT)
+
+
+def test_when_it_is_closed_every_handle_has_ended() -> None:
+    for _ in range(20):
+        with scheduler(FakeEngine(), rows=2) as made:
+            handles = [submit(made, seed=seed, num_autoregressive_samples=9) for seed in range(5)]
+        assert all(handle.done for handle in handles)
 
 
 def test_closing_ends_all() -> None:

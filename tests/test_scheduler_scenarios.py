@@ -1,10 +1,12 @@
 """Requests that come, go and fail at random: each gives what it gives alone, on every backend.
 
-TORTOISE_RT_SCENARIOS=200 runs as many random scenarios on every backend instead of a few.
+TORTOISE_RT_SCENARIOS=200 runs as many random scenarios on every backend instead of a few, and
+TORTOISE_RT_SCENARIO_LOG=FILE appends what was seen as a line of JSON.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections import Counter
@@ -13,14 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scheduling import TEXTS, WAIT, assert_same, scheduler, submit
+from scheduling import TEXTS, WAIT, WORST, assert_same, scheduler, submit
 
+from tortoise_rt import autoregressive, sampling
 from tortoise_rt.backends import open_engine
 from tortoise_rt.backends.fake import FakeEngine
+from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Array, Engine, KVCache
 from tortoise_rt.errors import Cancelled, EngineError
+from tortoise_rt.machine import environment
 from tortoise_rt.pipeline import Result
-from tortoise_rt.scheduler import Handle, Priority
+from tortoise_rt.scheduler import Handle, Priority, rows
 
 SCENARIOS = int(os.environ.get("TORTOISE_RT_SCENARIOS", "12"))
 
@@ -98,10 +103,51 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return open_engine(request.getfixturevalue("random_bundle"), "onnx", "cpu")
 
 
-def test_any_company_gives_what_a_request_gives_alone(engine: Engine) -> None:
+class Draws:
+    """Every draw of requests alone and in company: how far logits are apart, and how near a draw was to another code.
+
+    A uniform number belongs to one seed, sample and step, so it tells which draws are the same.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._logits: dict[float, list[Array]] = {}
+        self._margins: dict[float, float] = {}
+        for module in (autoregressive, rows):
+            monkeypatch.setattr(module, "draw", self._draw)
+
+    def _draw(self, logits: Array, seen: Array, u: float, forbidden: int, settings: ARSettings) -> int:
+        self._logits.setdefault(float(u), []).append(logits.copy())
+        if not settings.greedy:
+            ends = np.cumsum(sampling.distribution(logits, seen, settings)[1])
+            # A change of all logits by e changes chances by at most 2 e / temperature of themselves.
+            self._margins[float(u)] = float(np.abs(ends - u).min()) * settings.temperature / 2
+        return sampling.draw(logits, seen, u, forbidden, settings)
+
+    def summary(self) -> dict[str, float]:
+        errors = {u: float(np.ptp(np.stack(found), axis=0).max()) for u, found in self._logits.items()}
+        worst = max(errors.values())
+        near = sum(margin < worst for margin in self._margins.values())
+        return {"draws": len(errors), "logit_error": worst, "draws_nearer_to_an_edge_than_that": near}
+
+
+def test_any_company_gives_what_a_request_gives_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = Draws(monkeypatch)
+    WORST.clear()
     totals = np.sum([run_scenario(engine, random.Random(seed)) for seed in range(SCENARIOS)], axis=0)
     assert totals[0] > SCENARIOS  # most are done, and some are given up
     assert SCENARIOS < 10 or totals[1] > 0
+    seen = draws.summary()
+    assert seen["logit_error"] < 1e-3 and seen["draws_nearer_to_an_edge_than_that"] < seen["draws"] / 100
+    if log := os.environ.get("TORTOISE_RT_SCENARIO_LOG"):
+        row = {
+            **environment(), "kind": "scenarios", "backend": engine.info.backend, "scenarios": SCENARIOS,
+            "done": int(totals[0]), "given_up": int(totals[1]), "codes": "equal", **seen,
+            "worst": {name: float(f"{share:.2g}") for name, share in WORST.items()},
+        }  # fmt: skip
+        with open(log, "a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 @pytest.mark.parametrize("decoder", ["hifigan", "diffusion"])
