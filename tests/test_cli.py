@@ -271,7 +271,16 @@ def test_version_and_unknown_commands() -> None:
 
 
 def test_commands_of_later_versions_are_not_there() -> None:
-    assert sorted(main.commands) == ["detect", "doctor", "export", "fetch", "say", "verify", "voices"]
+    assert sorted(main.commands) == [
+        "bench",
+        "detect",
+        "doctor",
+        "export",
+        "fetch",
+        "say",
+        "verify",
+        "voices",
+    ]
     assert sorted(main.commands["voices"].commands) == ["latents", "list", "show"]  # type: ignore[attr-defined]
 
 
