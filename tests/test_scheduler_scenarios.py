@@ -58,7 +58,12 @@ def drawn(rng: random.Random) -> Said:
     )
     gone = rng.randint(0, 3) if rng.random() < 0.25 else None
     return Said(
-        rng.choice(TEXTS), rng.randrange(1000), arguments, rng.choice(list(Priority)), rng.randint(0, 3), gone
+        rng.choice(TEXTS),
+        rng.randrange(10**9),
+        arguments,
+        rng.choice(list(Priority)),
+        rng.randint(0, 3),
+        gone,
     )
 
 
