@@ -222,8 +222,9 @@ def _divergence(engine: Engine, judge: Engine, kept: _Kept) -> float:
 
 def _log_chances(engine: Engine, voice: Array, text: Array, codes: Array) -> Array:
     """(codes, vocabulary) logarithms of the chances of each code, given those before it."""
-    cache, logits = autoregressive.prefill(engine, voice, text, 1 + text.shape[1] + 1 + len(codes))
-    rows = [logits[0]]
+    prompt = autoregressive.read_prompt(engine, voice, text)
+    cache = engine.take_rows(prompt.cache, [0], prompt.cache.capacity + len(codes))
+    rows = [prompt.logits]
     for position, code in enumerate(codes[:-1], 1):
         rows.append(engine.ar_step(cache, np.array([[code]]), np.array([[position]]))[0][0])
     values = np.array(rows, np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,12 +44,21 @@ def code_limit(settings: ARSettings, dims: Dims) -> int:
     return settings.max_mel_tokens
 
 
-def prefill(engine: Engine, voice: Array, text: Array, capacity: int) -> tuple[KVCache, Array]:
-    """Voice (1, dim), text (1, text) and the start code -> a cache of one row and its logits (1, vocabulary)."""
-    cache = engine.new_cache(1, capacity)
+@dataclass(frozen=True)
+class Prompt:
+    """Voice, text and start code, read once: what all samples of a request go on from."""
+
+    cache: KVCache  #: one row, full
+    logits: Array  #: (vocabulary,) of the first code
+    latent: Array  #: (dim,) of the first code
+
+
+def read_prompt(engine: Engine, voice: Array, text: Array) -> Prompt:
+    """Voice (1, dim), text (1, text) and the start code, read into a cache of their own."""
+    cache = engine.new_cache(1, 1 + text.shape[1] + 1)
     start = np.array([[engine.dims["ar.start_code"]]], np.int64)
-    logits, _ = engine.ar_step(cache, start, np.zeros((1, 1), np.int64), voice, text)
-    return cache, logits
+    logits, latents = engine.ar_step(cache, start, np.zeros((1, 1), np.int64), voice, text)
+    return Prompt(cache, logits[0], latents[0, 0])
 
 
 def sample_codes(
@@ -68,16 +77,21 @@ def sample_codes(
         once = replace(settings, samples=1)
         return np.repeat(sample_codes(engine, voice, text, once, rand, progress), settings.samples, axis=0)
     limit = code_limit(settings, engine.dims)
-    prefix = 1 + text.shape[1] + 1
-    cache, logits = prefill(engine, voice, text, prefix)
+    prompt = read_prompt(engine, voice, text)
     codes = np.full((settings.samples, limit), engine.dims["ar.stop_code"], np.int64)
     together = settings.batch_rows or ROWS
     for first in range(0, settings.samples, together):
         samples = range(first, min(first + together, settings.samples))
-        rows = engine.take_rows(cache, [0] * len(samples), prefix + limit)
+        rows = engine.take_rows(prompt.cache, [0] * len(samples), prompt.cache.capacity + limit)
         uniforms = np.stack([rand.uniforms(sample, limit) for sample in samples])
         codes[samples.start : samples.stop] = _decode(
-            engine, rows, np.repeat(logits, len(samples), axis=0), uniforms, settings, progress, first
+            engine,
+            rows,
+            np.repeat(prompt.logits[None], len(samples), axis=0),
+            uniforms,
+            settings,
+            progress,
+            first,
         )
     return codes
 
@@ -161,19 +175,22 @@ def codes_to_decode(drawn: Array, stop: int, decoder: str) -> Array:
     return fixed[: spoken_length(fixed)]
 
 
-def code_latents(engine: Engine, voice: Array, text: Array, rows: Sequence[Array]) -> list[Array]:
+def code_latents(
+    engine: Engine, voice: Array, text: Array, rows: Sequence[Array], prompt: Prompt | None = None
+) -> list[Array]:
     """The latents (1, codes, dim) of each row of codes (codes,), at the trained positions.
 
-    Latent j is what the network knows before it reads code j, so a row's last code is never read.
+    Latent j is what the network knows before it reads code j, so a row's last code is never read. ``prompt`` is
+    that of voice and text, where it is known. One row at a time, so that memory does not grow with their number.
     """
-    longest = max(len(row) for row in rows)
-    codes = np.full((len(rows), longest), engine.dims["ar.start_code"], np.int64)
-    for padded, row in zip(codes, rows, strict=True):
-        padded[1 : len(row)] = row[:-1]
-    count = len(rows)
-    positions = np.broadcast_to(np.arange(longest), codes.shape)
-    cache = engine.new_cache(count, 1 + text.shape[1] + longest)
-    _, latents = engine.ar_step(
-        cache, codes, positions, np.repeat(voice, count, axis=0), np.repeat(text, count, axis=0)
-    )
-    return [latents[i : i + 1, : len(row)] for i, row in enumerate(rows)]
+    prompt = prompt or read_prompt(engine, voice, text)
+    return [_row_latents(engine, prompt, row) for row in rows]
+
+
+def _row_latents(engine: Engine, prompt: Prompt, codes: Array) -> Array:
+    first = prompt.latent[None, None]
+    if len(codes) == 1:
+        return first
+    cache = engine.take_rows(prompt.cache, [0], prompt.cache.capacity + len(codes) - 1)
+    _, latents = engine.ar_step(cache, codes[None, :-1], np.arange(1, len(codes))[None])
+    return np.concatenate([first, latents], axis=1)

@@ -51,16 +51,38 @@ def test_a_prompt_is_read_once() -> None:
         handles = [submit(made, seed=seed, num_autoregressive_samples=9) for seed in range(3)]
         for handle in handles:
             handle.result(WAIT)
-    prompts = [codes for _, text, codes in engine.steps if text]
-    assert len(prompts) == 3 + 3  # and a pass over each request's best
+    assert [codes for _, text, codes in engine.steps if text] == [1] * 3
+    passes = [(rows, codes) for rows, text, codes in engine.steps if not text and codes > 1]
+    assert len(passes) == 3 and {rows for rows, _ in passes} == {1}  # over the codes of each request's best
+
+
+def test_of_many_requests_some_prompts_are_read_again() -> None:
+    """Few are kept for the latents of the best, whatever is in flight."""
+    engine = Counting()
+    with scheduler(engine, rows=24, queue=32) as made:
+        handles = [submit(made, seed=seed, num_autoregressive_samples=2) for seed in range(12)]
+        for seed, handle in enumerate(handles):
+            assert_same(FakeEngine(), handle.result(WAIT), seed, num_autoregressive_samples=2)
+    assert 12 <= len([codes for _, text, codes in engine.steps if text]) < 24
+
+
+def test_many_candidates_take_no_more_memory() -> None:
+    engine = Counting()
+    with scheduler(engine, rows=4) as made:
+        result = submit(made, num_autoregressive_samples=9, k=6).result(WAIT)
+    assert_same(FakeEngine(), result, 1, num_autoregressive_samples=9, k=6)
+    assert max(rows for rows, _, codes in engine.steps if codes > 1) == 1
 
 
 def test_rows_are_full_while_samples_wait() -> None:
     engine = Counting()
     with scheduler(engine, rows=4) as made:
         submit(made, num_autoregressive_samples=40, max_mel_tokens=60).result(WAIT)
-        assert made.rows is not None and made.rows.computed == made.rows.used
-    decoding = [rows for rows, text, _ in engine.steps if not text]
+        assert made.rows is not None
+        assert made.rows.computed == sum(
+            rows for rows, text, codes in engine.steps if not text and codes == 1
+        )
+    decoding = [rows for rows, text, codes in engine.steps if not text and codes == 1]
     last_full = max(i for i, rows in enumerate(decoding) if rows == 4)
     assert set(decoding[:last_full]) == {4}
 
@@ -161,6 +183,83 @@ def test_a_failing_step_fails_the_samples_in_it() -> None:
         assert_same(FakeEngine(), submit(made).result(WAIT), 1)
 
 
+@pytest.mark.parametrize("stuck", [(1,), (1, 2), (1, 3), (2, 3)])
+def test_rows_that_cannot_be_moved_fail_their_requests(stuck: tuple[int, ...]) -> None:
+    """The samples of two requests alternate, so that what fails leaves holes that others must be moved into."""
+
+    class Stuck(FakeEngine):
+        moves = 0
+
+        def _put_rows(self, target: KVCache, places: Array, source: KVCache, rows: Array) -> None:
+            if target is source:
+                self.moves += 1
+                if self.moves in stuck:
+                    raise EngineError("stuck")
+            super()._put_rows(target, places, source, rows)
+
+    engine = Stuck()
+    with scheduler(engine, rows=9) as made:
+        arguments = dict(num_autoregressive_samples=3, max_mel_tokens=60)
+        handles = {seed: submit(made, seed=seed, **arguments) for seed in range(3)}
+        ends = []
+        for seed, handle in handles.items():
+            try:
+                assert_same(FakeEngine(), handle.result(20), seed, **arguments)
+                ends.append("done")
+            except EngineError as error:
+                ends.append(str(error))
+        assert "stuck" in ends and set(ends) <= {"stuck", "done"} and made.policy.free == 9
+        engine.moves = 100
+        assert_same(FakeEngine(), submit(made).result(WAIT), 1)
+
+
+def test_threads_that_compute_do_not_hold_up_the_rows() -> None:
+    """Once the loop has waited for one, it goes on without it until that thread asks for something."""
+    release = threading.Event()
+    with scheduler(FakeEngine()) as made:
+        submit(made).result(WAIT)
+        slow = made.call(lambda engine: release.wait(WAIT))
+        began = time.monotonic()
+        submit(made, num_autoregressive_samples=1, max_mel_tokens=400).result(WAIT)
+        assert time.monotonic() - began < 2  # 400 steps that wait 20 ms each take 8 s
+        release.set()
+        slow.result(WAIT)
+
+
+def test_vocoder_windows_of_requests_run_as_one() -> None:
+    engine = Counting()
+    with scheduler(engine, rows=4) as made:
+        blocked = threading.Event()
+        engine.before = lambda graph, rows: (graph == "ar_voice" and blocked.wait(WAIT), None)[1]
+        other = made.call(lambda engine: engine.run("ar_voice", mel=np.zeros((1, 80, 20), np.float32)))
+        handles = [submit(made, seed=3, num_autoregressive_samples=1) for _ in range(3)]
+        while any(job.waits_for is None for job in list(made._jobs.values())):
+            time.sleep(0.01)
+        blocked.set()
+        other.result(WAIT)
+        for handle in handles:
+            assert_same(FakeEngine(), handle.result(WAIT), 3, num_autoregressive_samples=1)
+    assert [rows for graph, rows in engine.runs if graph == "hifigan"] == [3]
+
+
+def test_errors_that_cannot_be_copied_end_their_requests() -> None:
+    class Particular(EngineError):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(f"{one} and {two}")
+
+    engine = Counting()
+    with scheduler(engine) as made:
+
+        def fail_once(graph: str, rows: int) -> None:
+            engine.before = lambda graph, rows: None
+            raise Particular(1, 2)
+
+        engine.before = fail_once
+        with pytest.raises(EngineError, match="the engine failed: Particular: 1 and 2"):
+            submit(made).result(WAIT)
+        submit(made).result(WAIT)
+
+
 def test_unusable_numbers_fail_their_own_request_alone() -> None:
     class Overflowing(FakeEngine):
         def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
@@ -170,13 +269,13 @@ def test_unusable_numbers_fail_their_own_request_alone() -> None:
             return logits, latents
 
     with scheduler(Overflowing(), rows=4) as made:
-        good = [submit(made, seed=seed, num_autoregressive_samples=3) for seed in (1, 2)]
+        good = {seed: submit(made, seed=seed, num_autoregressive_samples=3) for seed in (1, 2)}
         loud = VoiceLatents(voice(made.engine).auto * 1e6, voice(made.engine).diffusion)
         bad = made.submit(TEXTS[0], loud, settings(), 5)
         with pytest.raises(EngineError, match="no finite numbers for this voice and text"):
             bad.result(WAIT)
-        for handle in good:
-            handle.result(WAIT)
+        for seed, handle in good.items():
+            assert_same(FakeEngine(), handle.result(WAIT), seed, num_autoregressive_samples=3)
 
 
 @pytest.mark.parametrize("backend", ["onnx", "torch"])

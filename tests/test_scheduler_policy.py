@@ -24,6 +24,14 @@ def policy(rows: int, *requests: tuple[int, Priority], **options: int) -> Policy
     return made
 
 
+def calls_alone(*requests: tuple[int, Priority], **options: int) -> Policy:
+    """A policy whose requests want no rows."""
+    made = Policy(1, **options)
+    for number, (_, priority) in enumerate(requests):
+        made.submit(number, priority)
+    return made
+
+
 def test_equals_share_the_rows() -> None:
     made = policy(6, (10, Priority.NORMAL), (10, Priority.NORMAL), (10, Priority.NORMAL))
     assert list(made.admit()) == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
@@ -36,7 +44,7 @@ def test_a_request_can_hold_fewer_rows_than_there_are() -> None:
     made.submit(0)
     made.want(0, 5, most=2)
     assert list(made.admit()) == [(0, 0), (0, 1)]
-    assert made.prefer([]) == (True, False)
+    assert made.decide([], 8) == (True, [])
     assert not made.finish(0, 1)
     assert list(made.admit()) == [(0, 2)]
     made.submit(1)
@@ -71,10 +79,10 @@ def test_nobody_starves_behind_streams() -> None:
         if request == 0:
             break
         waited += 1
-    assert waited == 2 * 10  # two priorities up, then the oldest of the equals
+    assert waited == 10
 
 
-def test_nobody_rises_while_no_row_is_free() -> None:
+def test_nobody_is_passed_over_while_no_row_is_free() -> None:
     made = policy(1, (1, Priority.NORMAL), (1, Priority.BULK), patience=5)
     assert list(made.admit()) == [(0, 0)]
     for _ in range(100):
@@ -90,12 +98,45 @@ def test_rows_and_calls_by_priority() -> None:
     list(made.admit())
     made.finish(1, 0)
     bulk = [Call(1, "denoise", 1)]
-    assert made.prefer([]) == (True, False)
-    for _ in range(20):
-        assert made.prefer(bulk) == (True, False)
-    assert made.prefer(bulk) == (True, True)  # it has risen to the priority of the stream
+    assert made.decide([], 8) == (True, [])
+    for _ in range(3):
+        for _ in range(10):
+            assert made.decide(bulk, 8) == (True, [])
+        assert made.decide(bulk, 8) == (False, [0])  # its share
+    assert made.decide([Call(0, "rank", 1)], 8) == (True, [0])
     made.finish(0, 0)
-    assert made.prefer(bulk) == (False, True)
+    assert made.decide(bulk, 8) == (False, [0])
+    made.drop(0)
+    made.drop(1)
+    assert made.decide([], 8) == (False, [])
+
+
+@pytest.mark.parametrize("many", [1, 12])
+def test_the_share_of_those_passed_over(many: int) -> None:
+    """It is theirs however busy the others are, and no more however many they are."""
+    made = calls_alone((1, Priority.STREAM), *[(1, Priority.BULK)] * many, patience=20)
+    served = Counter[Priority]()
+    waiting = [Call(1 + number, number, 1) for number in range(many)]
+    for step in range(21 * 24):
+        calls = [Call(0, ("stream", step), 1), *waiting]
+        _, (chosen,) = made.decide(calls, 8)
+        served[Priority.BULK if chosen else Priority.STREAM] += 1
+        if chosen:
+            number = calls[chosen].request
+            assert number == 1 + (served[Priority.BULK] - 1) % many  # in turn
+    assert served[Priority.BULK] == 24
+
+
+def test_all_priorities_have_their_share_of_rows_and_calls() -> None:
+    made = policy(2, (1, Priority.STREAM), (1, Priority.NORMAL), (1, Priority.BULK), patience=10)
+    list(made.admit())
+    calls = [Call(1, "normal", 1), Call(2, "bulk", 1)]
+    served = Counter[object]()
+    for _ in range(12 * 20):
+        step, chosen = made.decide(calls, 8)
+        served.update(calls[i].kind for i in chosen)
+        served["rows"] += step
+    assert min(served["normal"], served["bulk"]) >= 20 and served["rows"] > 180
 
 
 def test_few_prompts_are_kept_at_a_time() -> None:
@@ -132,31 +173,28 @@ def test_deadlines() -> None:
 
 
 def test_calls_of_one_kind_run_together() -> None:
-    made = policy(1, *[(1, Priority.NORMAL)] * 4)
+    made = calls_alone(*[(1, Priority.NORMAL)] * 4)
     calls = [Call(0, "a", 2), Call(1, "b", 1), Call(2, "a", 2), Call(3, "a", 2)]
-    assert made.choose(calls, 4) == [0, 2]
-    assert made.choose([calls[3], calls[1]], 4) == [1]  # in order of arrival, as neither was served
-    assert made.choose([Call(0, "c", 100), Call(1, "c", 1)], 4) == [
-        0
-    ]  # too large to be joined; served longest ago
+    assert made.decide(calls, 4) == (False, [0, 2])
+    # in order of arrival, as neither was served
+    assert made.decide([calls[3], calls[1]], 4) == (False, [1])
+    # too large to be joined; served longest ago
+    assert made.decide([Call(0, "c", 100), Call(1, "c", 1)], 4) == (False, [0])
+
+
+def test_calls_of_all_priorities_can_be_joined() -> None:
+    made = calls_alone((1, Priority.BULK), (1, Priority.NORMAL), (1, Priority.STREAM), (1, Priority.BULK))
+    calls = [Call(0, "a", 1), Call(1, "b", 1), Call(2, "a", 1), Call(3, "a", 1)]
+    assert made.decide(calls, 2) == (False, [2, 0])
 
 
 def test_calls_take_turns() -> None:
-    made = policy(1, *[(1, Priority.NORMAL)] * 3)
+    made = calls_alone(*[(1, Priority.NORMAL)] * 3)
     served = []
     for step in range(9):
-        (i,) = made.choose([Call(r, (r, step), 1) for r in range(3)], 8)
+        _, (i,) = made.decide([Call(r, (r, step), 1) for r in range(3)], 8)
         served.append(i)
     assert served == [0, 1, 2] * 3
-
-
-def test_calls_of_bulk_requests_do_not_starve() -> None:
-    made = policy(1, (1, Priority.BULK), (1, Priority.STREAM), patience=5)
-    waiting = Call(0, "bulk", 1)
-    for step in range(11):
-        if made.choose([waiting, Call(1, step, 1)], 8) == [0]:
-            break
-    assert step == 10
 
 
 @settings(deadline=None)
@@ -214,23 +252,45 @@ def test_every_sample_gets_one_row_and_no_row_is_lost(seed: int, rows: int, open
 
 
 def test_nothing_leaks_in_ten_thousand_random_steps() -> None:
+    """Submissions, ends, cancellations, deadlines and failures of several requests at once."""
     rng = random.Random(7)
-    made, running = Policy(8, queue=32), []
+    made = Policy(8, queue=32)
+    running: set[tuple[int, int]] = set()
+    ends = Counter[str]()
+    known: set[int] = set()
+
+    def end(gone: list[int], how: str) -> None:
+        nonlocal running
+        ends[how] += len(gone)
+        for number in gone:
+            assert made.release(number) == {sample for request, sample in running if request == number}
+            made.drop(number)
+        running = {held for held in running if held[0] not in gone}
+        known.difference_update(gone)
+
     for number in range(10_000):
         try:
             made.submit(number, rng.choice(list(Priority)), rng.choice([None, float(number + 50)]))
-            made.want(number, rng.randint(1, 5))
         except QueueFull:
-            pass
-        running += made.admit()
-        for gone in made.overdue(number):
-            made.drop(gone)
-            running = [held for held in running if held[0] != gone]
+            assert len(known) == 32
+            ends["refused"] += 1
+        else:
+            known.add(number)
+            made.want(number, rng.randint(1, 5), rng.choice([None, None, 2]))
+        running |= set(made.admit())
+        end(made.overdue(number), "overdue")
+        if known and rng.random() < 0.1:
+            end([rng.choice(sorted(known))], "cancelled")
+        if running and rng.random() < 0.02:  # a step fails: all that are in it
+            end(sorted({request for request, _ in running}), "failed")
         for _ in range(rng.randint(0, 4)):
             if running:
-                request, sample = running.pop(rng.randrange(len(running)))
-                if made.finish(request, sample):
-                    made.drop(request)
-    for request in [request for request in range(10_000) if request in made]:
-        made.drop(request)
+                held = rng.choice(sorted(running))
+                running.remove(held)
+                if made.finish(*held):
+                    end([held[0]], "done")
+        assert made.free == 8 - len(running)
+        assert len(made) == len(known) and all(request in made for request in known)
+    assert min(ends[how] for how in ("refused", "overdue", "cancelled", "failed", "done")) > 100
+    end(sorted(known), "left")
     assert made.free == 8 and len(made) == 0 and not made.waiting and made.next_deadline() is None

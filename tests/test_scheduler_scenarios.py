@@ -10,6 +10,7 @@ import json
 import os
 import random
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,11 @@ from tortoise_rt.backends import open_engine
 from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Array, Engine, KVCache
-from tortoise_rt.errors import Cancelled, EngineError
+from tortoise_rt.errors import Cancelled, DeadlineExceeded, EngineError
 from tortoise_rt.machine import environment
 from tortoise_rt.pipeline import Result
-from tortoise_rt.scheduler import Handle, Priority, rows
+from tortoise_rt.scheduler import Handle, Priority, loop, rows
+from tortoise_rt.scheduler.turns import Turn
 
 SCENARIOS = int(os.environ.get("TORTOISE_RT_SCENARIOS", "12"))
 
@@ -40,6 +42,7 @@ class Said:
     priority: Priority
     after: int  #: it is submitted when so many events of the first have come
     cancelled: int | None  #: given up after so many of its own events
+    timeout: float | None  #: seconds it has; too few or plenty
 
 
 def drawn(rng: random.Random) -> Said:
@@ -54,7 +57,8 @@ def drawn(rng: random.Random) -> Said:
         greedy=rng.random() < 0.1,
         kv_positions=rng.choice(["trained", "trained", "upstream"]),
         temperature=rng.choice([0.5, 0.8, 1.2]),
-        sampler=rng.choice(["ancestral", "ddim"]),
+        sampler=rng.choice(["ancestral", "ddim", "dpm++2m"]),
+        batch_rows=rng.choice([None, None, 1, 2]),
     )
     gone = rng.randint(0, 3) if rng.random() < 0.25 else None
     return Said(
@@ -64,13 +68,14 @@ def drawn(rng: random.Random) -> Said:
         rng.choice(list(Priority)),
         rng.randint(0, 3),
         gone,
+        rng.choice([None, None, WAIT, WAIT, 0.003]),
     )
 
 
-def run_scenario(engine: Engine, rng: random.Random) -> tuple[int, int]:
-    """Requests that come and go at random on a small pool -> how many were done, and how many given up."""
+def run_scenario(engine: Engine, rng: random.Random) -> Counter[str]:
+    """Requests that come and go at random on a small pool -> how many were done, given up, and too late."""
     requests = [drawn(rng) for _ in range(rng.randint(2, 5))]
-    done = given_up = 0
+    ends = Counter[str]()
     with scheduler(engine, rows=rng.randint(1, 6)) as made:
         handles: list[Handle[Result]] = []
         for request in requests:
@@ -78,8 +83,11 @@ def run_scenario(engine: Engine, rng: random.Random) -> tuple[int, int]:
                 for _ in zip(range(request.after), handles[0].events(), strict=False):
                     pass
             handles.append(
-                submit(made, request.text, request.seed, **request.arguments, priority=request.priority)
-            )
+                submit(
+                    made, request.text, request.seed, **request.arguments,
+                    priority=request.priority, timeout=request.timeout,
+                )
+            )  # fmt: skip
             if request.cancelled is not None:
                 for _ in zip(range(request.cancelled), handles[-1].events(), strict=False):
                     pass
@@ -89,13 +97,16 @@ def run_scenario(engine: Engine, rng: random.Random) -> tuple[int, int]:
                 result = handle.result(WAIT)
             except Cancelled:
                 assert request.cancelled is not None
-                given_up += 1
+                ends["given_up"] += 1
+            except DeadlineExceeded:
+                assert request.timeout is not None and request.timeout < WAIT
+                ends["too_late"] += 1
             else:
                 assert_same(engine, result, request.seed, text=request.text, **request.arguments)
-                done += 1
+                ends["done"] += 1
         assert made.policy.free == made.policy.rows and len(made.policy) == 0
         assert made.rows is None or not made.rows.samples
-    return done, given_up
+    return ends
 
 
 @pytest.fixture(scope="module", params=["fake", "onnx", "torch"])
@@ -140,15 +151,23 @@ def test_any_company_gives_what_a_request_gives_alone(
 ) -> None:
     draws = Draws(monkeypatch)
     WORST.clear()
-    totals = np.sum([run_scenario(engine, random.Random(seed)) for seed in range(SCENARIOS)], axis=0)
-    assert totals[0] > SCENARIOS  # most are done, and some are given up
-    assert SCENARIOS < 10 or totals[1] > 0
+    joined = Counter[str]()
+    run_together = loop.run_together
+
+    def counting(engine: Engine, turns: Sequence[Turn]) -> list[Any]:
+        joined[turns[0].graph or "other"] += len(turns) > 1
+        return run_together(engine, turns)
+
+    monkeypatch.setattr(loop, "run_together", counting)
+    ends = sum((run_scenario(engine, random.Random(seed)) for seed in range(SCENARIOS)), Counter[str]())
+    assert ends["done"] > SCENARIOS  # most are done, and some are given up
+    assert SCENARIOS < 10 or min(ends["given_up"], ends["too_late"], joined["diffusion_denoise"]) > 0
     seen = draws.summary()
     assert seen["logit_error"] < 1e-3 and seen["draws_nearer_to_an_edge_than_that"] < seen["draws"] / 100
     if log := os.environ.get("TORTOISE_RT_SCENARIO_LOG"):
         row = {
             **environment(), "kind": "scenarios", "backend": engine.info.backend, "scenarios": SCENARIOS,
-            "done": int(totals[0]), "given_up": int(totals[1]), "codes": "equal", **seen,
+            **ends, "codes": "equal", "calls_run_as_one": {graph: n for graph, n in joined.items() if n}, **seen,
             "worst": {name: float(f"{share:.2g}") for name, share in WORST.items()},
         }  # fmt: skip
         with open(log, "a") as file:
@@ -177,15 +196,19 @@ def test_strict_audio_is_the_same_to_the_bit(engine: Engine, decoder: str, sampl
 
 
 class Faulty(FakeEngine):
-    """Fails now and then, whatever it is asked."""
+    """Fails now and then, whatever it is asked. ``at_work`` is set to the requests that a call is made for."""
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__()
         self._rng = rng
+        self.at_work: set[int] = set()
+        self.touched: list[tuple[BaseException, set[int]]] = []
 
     def _fault(self) -> None:
         if self._rng.random() < 0.01:
-            raise self._rng.choice([EngineError("out of memory"), Odd(1, 2), SystemExit("gone")])
+            error = self._rng.choice([EngineError("out of memory"), Odd(1, 2), SystemExit("gone")])
+            self.touched.append((error, self.at_work))
+            raise error
 
     def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
         self._fault()
@@ -215,18 +238,58 @@ class Odd(Exception):
         super().__init__(f"{one} and {two}")
 
 
-def test_faults_of_the_engine_end_requests_and_nothing_else() -> None:
+def watch(monkeypatch: pytest.MonkeyPatch, engine: Faulty) -> None:
+    """Keep ``engine.at_work`` up to date, from what the loop is about to do."""
+
+    def wrap(owner: Any, name: str, requests_of: Callable[..., set[int]]) -> None:
+        wrapped = getattr(owner, name)
+
+        def watching(*args: Any) -> Any:
+            before, engine.at_work = engine.at_work, requests_of(*args)
+            try:
+                return wrapped(*args)
+            finally:
+                engine.at_work = before
+
+        monkeypatch.setattr(owner, name, watching)
+
+    wrap(loop, "run_together", lambda engine, turns: {turn.request for turn in turns})
+    wrap(loop.Scheduler, "_begin", lambda self, number, *_: {number})
+    wrap(rows.Rows, "step", lambda self: {sample.request for sample in self.samples})
+
+    def move(self: rows.Rows) -> list[tuple[rows.Sample, Exception]]:
+        before, slots = len(engine.touched), [sample for sample in self._slots if sample is not None]
+        failed = close_holes(self)
+        for (
+            sample,
+            error,
+        ) in failed:  # of several samples it is known only afterwards which could not be moved
+            assert sample in slots
+            place = next(i for i, (e, _) in enumerate(engine.touched) if i >= before and e is error)
+            engine.touched[place] = error, {sample.request}
+        return failed
+
+    close_holes = rows.Rows.close_holes
+    monkeypatch.setattr(rows.Rows, "close_holes", move)
+
+
+def test_faults_of_the_engine_end_the_requests_they_touched_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ends = Counter[str]()
     for seed in range(2 * SCENARIOS):
         rng = random.Random(seed)
-        with scheduler(Faulty(rng), rows=rng.randint(1, 5)) as made:
+        engine = Faulty(rng)
+        with monkeypatch.context() as patch, scheduler(engine, rows=rng.randint(1, 5)) as made:
+            watch(patch, engine)
             requests = [drawn(rng) for _ in range(4)]
             handles = [submit(made, r.text, r.seed, **r.arguments, priority=r.priority) for r in requests]
             for request, handle in zip(requests, handles, strict=True):
                 try:
                     result = handle.result(WAIT)
                 except EngineError as error:
-                    assert "out of memory" in str(error) or error.__cause__ is not None
+                    (touched,) = [numbers for fault, numbers in engine.touched if fault is error.__cause__]
+                    assert handle.number in touched
                     ends["failed"] += 1
                 else:
                     assert_same(FakeEngine(), result, request.seed, text=request.text, **request.arguments)

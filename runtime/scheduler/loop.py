@@ -8,6 +8,7 @@ was submitted, not on how fast threads are.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..autoregressive import ROWS
+from ..autoregressive import ROWS, read_prompt
 from ..config import Settings, check_number
 from ..engine import Engine, Memo
 from ..errors import Cancelled, DeadlineExceeded, EngineError, RequestError, SettingsError, TortoiseError
@@ -28,10 +29,11 @@ from ..voice import Voice, VoiceLatents
 from .policy import Policy, Priority
 from .request import Handle
 from .rows import Rows, Sample
-from .stage import Draw, SharedStage, read_prompt
+from .stage import Draw, SharedStage
 from .turns import MOST_ROWS, Turn, TurnEngine, run_together
 
-PATIENCE = 0.02  #: seconds that the loop waits for threads that compute
+PATIENCE = 0.02  #: seconds from when a thread goes on that the loop waits for what it asks next
+PROMPTS_KEPT = 4  #: of requests whose samples are all begun, for the latents of the best
 LONGEST = 10**6  #: seconds of a timeout
 KV_BUDGET = 4 << 30  #: bytes of keys and values
 
@@ -46,16 +48,16 @@ class _Job:
     number: int
     handle: Handle[Any]
     error: BaseException | None = None  #: why it is given up
+    computes_since: float | None = None  #: when its thread last went on, unless it waits
     waits_for: Turn | Draw | None = None
-    draw: Draw | None = None  #: samples on their way
+    draw: Draw | None = None  #: its samples
 
 
 class Scheduler:
     """Synthesis of many requests at once on one engine. Thread-safe.
 
     ``rows``: samples that decode side by side; fewer where the keys and values of so many would not fit into
-    ``kv_budget`` bytes (the prompts of requests with samples to come, four for each priority at most, are beside
-    it). They are kept for the next request. ``queue``: requests in flight at a time. ``strict``: nothing is joined and every step has
+    ``kv_budget`` bytes (beside it are prompts, of few requests at a time, and a row whose latents are computed). They are kept for the next request. ``queue``: requests in flight at a time. ``strict``: nothing is joined and every step has
     the same shapes, for audio that is the same to the bit whatever else runs; it costs speed.
     """
 
@@ -89,7 +91,6 @@ class Scheduler:
         self._lock = threading.Condition()
         self._jobs: dict[int, _Job] = {}
         self._turns: list[Turn] = []
-        self._computing = 0  #: threads of requests that wait for nothing
         self._numbers = itertools.count()
         self._closed = False
         self._thread: threading.Thread | None = None  #: runs the loop while anything is in flight
@@ -135,9 +136,8 @@ class Scheduler:
             deadline = None if timeout is None else time.monotonic() + timeout
             self.policy.submit(number, Priority(priority), deadline)
             handle: Handle[T] = Handle(number, lambda: self._give_up(number))
-            job = _Job(number, handle)
+            job = _Job(number, handle, computes_since=time.monotonic())
             self._jobs[number] = job
-            self._computing += 1
             try:
                 if self._thread is None:
                     thread = threading.Thread(target=self._loop, name="tortoise-rt loop", daemon=True)
@@ -188,14 +188,13 @@ class Scheduler:
         except BaseException as raised:  # whatever it is, the caller gets it
             error = raised
         with self._lock:
+            job.handle.end(result, error)  # before it is forgotten: close() waits for all that are not
             self._forget(job)
-        job.handle.end(result, error)
 
     def _forget(self, job: _Job) -> None:
         """With the lock held: the request is no longer in flight."""
         if self._jobs.pop(job.number, None) is not None:
             self.policy.drop(job.number)
-            self._computing -= 1
             self._lock.notify_all()
 
     def _take_turn(self, job: _Job, turn: Turn) -> Any:
@@ -217,7 +216,7 @@ class Scheduler:
                 self._turns.append(what)
             else:
                 self.policy.want(job.number, len(what.codes), what.settings.batch_rows)
-            self._computing -= 1
+            job.computes_since = None
             self._lock.notify_all()
             self._lock.wait_for(lambda: job.waits_for is None)
         if job.error is not None:
@@ -227,7 +226,7 @@ class Scheduler:
         """With the lock held: let the thread of a request go on, to its end where it is given up."""
         if job.waits_for is not None:
             job.waits_for = None
-            self._computing += 1
+            job.computes_since = time.monotonic()
             self._lock.notify_all()
 
     # --- in the loop ---
@@ -240,11 +239,13 @@ class Scheduler:
                 self._end_given_up()
                 self._begin_samples()
                 with self._lock:
-                    step, run = self.policy.prefer(self._turns)
+                    step, chosen = self.policy.decide(self._turns, MOST_ROWS)
+                    turns = [self._turns[i] for i in chosen]
+                    self._turns = [turn for i, turn in enumerate(self._turns) if i not in chosen]
                 if step:
                     self._decode()
-                if run:
-                    self._run_turns()
+                if turns:
+                    self._run_turns(turns)
             except BaseException as error:  # of the loop itself: nobody may wait for ever
                 log.exception("the scheduler failed; all requests in flight are given up")
                 self.rows = None
@@ -253,22 +254,22 @@ class Scheduler:
     def _wait_for_work(self) -> bool:
         """Until there is something to do; -> False once nothing is in flight, which ends the loop's thread."""
         with self._lock:
-            since: float | None = None  #: when there was first something to do
             while self._jobs:
                 now = time.monotonic()
                 if any(job.error is not None and job.waits_for is not None for job in self._jobs.values()):
                     return True
                 deadline = self.policy.next_deadline()
-                if deadline is not None and deadline <= now and self.policy.overdue(now):
+                if deadline is not None and deadline <= now:
                     return True
-                busy = bool(self._turns) or self.policy.waiting or bool(self.rows and self.rows.samples)
-                since = (since or now) if busy else None
-                if since is not None and (self._computing == 0 or now >= since + PATIENCE):
-                    return True
-                until = min(
-                    (t for t in (deadline, since and since + PATIENCE) if t is not None), default=None
-                )
-                self._lock.wait(None if until is None else max(0.0, until - now))
+                wake = [] if deadline is None else [deadline]
+                if self._turns or self.policy.waiting or (self.rows and self.rows.samples):
+                    # What a thread computes is mostly short, and what it asks for next may be joined.
+                    since = [job.computes_since for job in self._jobs.values()]
+                    patient = [t + PATIENCE for t in since if t is not None and t + PATIENCE > now]
+                    if not patient:
+                        return True
+                    wake.append(max(patient))
+                self._lock.wait(min(wake) - now if wake else None)
             self._thread = None
             return False
 
@@ -303,9 +304,12 @@ class Scheduler:
                 self._fail([sample.request], error)
             if not done or not self._begin_samples():
                 break
-        for sample, error in self.rows.close_holes():
-            self._fail([sample.request], error)
-        if self.rows.close_holes() or not self.rows.samples:  # a request that failed had more samples
+        while (
+            failed := self.rows.close_holes()
+        ):  # a request that fails takes its other samples out: new holes
+            for sample, error in failed:
+                self._fail([sample.request], error)
+        if not self.rows.samples:
             return
         try:
             self.rows.step()
@@ -328,9 +332,13 @@ class Scheduler:
             except BaseException as error:
                 self._fail([job.number], error)
         with self._lock:
-            for number, job in self._jobs.items():
-                if job.draw is not None and not self.policy.more_samples(number):
-                    job.draw.prompt = None
+            begun = [
+                draw
+                for number, job in self._jobs.items()
+                if (draw := job.draw) is not None and draw.prompt and not self.policy.more_samples(number)
+            ]
+        for draw in begun[:-PROMPTS_KEPT]:
+            draw.prompt = None
         return count
 
     def _begin(self, number: int, sample: int, draw: Draw) -> None:
@@ -357,16 +365,14 @@ class Scheduler:
             draw.finished += 1
             draw.progress(draw.finished, len(draw.codes))
             if self.policy.finish(sample.request, sample.number):
-                job.draw = None
                 self._done(job)
 
-    def _run_turns(self) -> None:
-        """The calls whose turn it is, as one."""
+    def _run_turns(self, turns: Sequence[Turn]) -> None:
+        """The calls whose turn it is, as one, without those of requests that were given up meanwhile."""
         with self._lock:
-            if not self._turns:
-                return
-            turns = [self._turns[i] for i in self.policy.choose(self._turns, MOST_ROWS)]
-            self._turns = [turn for turn in self._turns if not any(turn is other for other in turns)]
+            turns = [turn for turn in turns if self._waits(turn)]
+        if not turns:
+            return
         try:
             results = run_together(self.engine, turns)
         except BaseException as error:
@@ -374,16 +380,22 @@ class Scheduler:
             return
         with self._lock:
             for turn, result in zip(turns, results, strict=True):
-                turn.result = result
-                if (job := self._jobs.get(turn.request)) is not None and job.waits_for is turn:
-                    self._done(job)
+                if self._waits(turn):
+                    turn.result = result
+                    self._done(self._jobs[turn.request])
+
+    def _waits(self, turn: Turn) -> bool:
+        """With the lock held."""
+        job = self._jobs.get(turn.request)
+        return job is not None and job.waits_for is turn
 
 
 def _of_one_request(error: BaseException) -> BaseException:
     """The error as an exception of its own, so that several threads can raise it; the original is its cause."""
+    made: BaseException | None = None
     if isinstance(error, TortoiseError):
-        made = type(error)(*error.args)
-    else:
-        made = EngineError(f"the engine failed: {type(error).__name__}: {error}")
+        with contextlib.suppress(Exception):  # one that is not made from its arguments alone
+            made = type(error)(*error.args)
+    made = made or EngineError(f"the engine failed: {type(error).__name__}: {error}")
     made.__cause__ = error
     return made

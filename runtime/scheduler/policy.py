@@ -4,18 +4,19 @@ A *request* is known from ``submit`` to ``drop``. It may want *samples*, each of
 it is decoded, and it may wait for *calls*, each of which runs a graph. The policy says which samples the free rows
 take and which calls run together, and knows at any moment who holds what.
 
-- Higher priorities come first, between rows and calls as well. What is passed over rises by one priority for every
-  ``patience`` decisions that prefer another, so that nobody starves.
+- Higher priorities come first, between rows and calls as well. But a priority that ``patience`` decisions have passed
+  over gets the next one, so that nobody starves: a share of one in ``patience`` is its own, whatever comes before it.
 - Among equals, the request that holds the fewest rows gets the next one, and the one that was served longest ago
   the next call; then in order of arrival.
-- Of each priority and above, at most ``open_limit`` requests are open: begun, with samples still waiting. Each costs
-  the memory of a prompt.
+- A request begins only while fewer than ``open_limit`` of its priority and above are open: begun, with samples still
+  waiting. Each costs the memory of a prompt.
 - At most ``queue`` requests are known at a time: past that, ``submit`` raises QueueFull.
 """
 
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -37,7 +38,6 @@ class Call:
     request: int
     kind: Hashable
     rows: int  #: how large it is
-    passed: int = 0  #: decisions that have passed it by
 
 
 @dataclass
@@ -50,7 +50,6 @@ class _Entry:
     most: int | None = None  #: rows it may hold at a time
     next: int = 0  #: the first that has had no row yet
     held: set[int] = field(default_factory=set)  #: those that have one
-    passed: int = 0  #: decisions about rows that have passed it by since it held one
     served: int = 0  #: the decision at which it last got a call
 
     @property
@@ -66,16 +65,32 @@ class _Entry:
         return 0 < self.next < self.samples
 
 
+class _Shares:
+    """Which of the priorities that wait comes next: the first, but for the share of the others."""
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+        self._passed = Counter[int]()  #: priority -> decisions that have passed it over since its last
+
+    def choose(self, waiting: set[int]) -> int:
+        due = [priority for priority in waiting if self._passed[priority] >= self._patience]
+        chosen = max(due, key=lambda priority: self._passed[priority]) if due else min(waiting)
+        for priority in waiting:
+            self._passed[priority] += 1
+        self._passed[chosen] = 0
+        return chosen
+
+
 class Policy:
     """Decides for a pool of ``rows`` rows. Not thread-safe: one loop owns it."""
 
-    def __init__(self, rows: int, *, queue: int = 64, open_limit: int = 4, patience: int = 200) -> None:
-        self.rows, self.queue, self.open_limit, self.patience = rows, queue, open_limit, patience
+    def __init__(self, rows: int, *, queue: int = 64, open_limit: int = 4, patience: int = 100) -> None:
+        self.rows, self.queue, self.open_limit = rows, queue, open_limit
         self.free = rows
         self._entries: dict[int, _Entry] = {}
         self._arrivals = 0
         self._decisions = 0
-        self._rows_passed = 0  #: decisions that have preferred calls to a step of the rows
+        self._row_shares, self._shares = _Shares(patience), _Shares(patience)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -133,17 +148,12 @@ class Policy:
 
     def admit(self) -> Iterator[tuple[int, int]]:
         """-> (request, sample) for each row that is free and wanted; every row is taken as it is given."""
-        given = 0
         while self.free and (entry := self._next_for_a_row()) is not None:
-            given += 1
             sample = entry.next
             entry.next += 1
             entry.held.add(sample)
-            entry.passed = 0
             self.free -= 1
             yield entry.request, sample
-        for entry in self._entries.values():
-            entry.passed += given > 0 and entry.waiting and not entry.held
 
     def finish(self, request: int, sample: int) -> bool:
         """A sample is done and its row free; -> whether it was the request's last."""
@@ -158,52 +168,52 @@ class Policy:
 
     def _next_for_a_row(self) -> _Entry | None:
         opened = [entry.priority for entry in self._entries.values() if entry.open]
-        chosen: tuple[tuple[int, int, int], _Entry] | None = None
-        for entry in self._entries.values():
-            priority = self._risen(entry.priority, entry.passed)
+        able = [
+            entry
+            for entry in self._entries.values()
             # A request of one sample needs no prompt kept for another: it may always begin.
-            may_open = entry.samples == 1 or sum(p <= priority for p in opened) < self.open_limit
-            place = (priority, len(entry.held), entry.arrival)
-            if entry.may_hold_more and (entry.open or may_open) and (chosen is None or place < chosen[0]):
-                chosen = place, entry
-        return chosen and chosen[1]
+            if entry.may_hold_more
+            and (
+                entry.open or entry.samples == 1 or sum(p <= entry.priority for p in opened) < self.open_limit
+            )
+        ]
+        if not able:
+            return None
+        priority = self._row_shares.choose({entry.priority for entry in able})
+        equals = (entry for entry in able if entry.priority == priority)
+        return min(equals, key=lambda entry: (len(entry.held), entry.arrival))
 
-    # --- calls ---
+    # --- rows and calls ---
 
-    def choose(self, calls: Sequence[Call], most_rows: int) -> list[int]:
-        """Indices of the calls that run together next: the first in line, and all that can join it in ``most_rows`` rows.
+    def decide(self, calls: Sequence[Call], most_rows: int) -> tuple[bool, list[int]]:
+        """-> whether the rows are stepped next, and the indices of the calls that run next, as one.
 
-        A call with more rows than that runs alone.
+        Both, where the best request of either side has the same priority. Calls: the first in line and all that can
+        join it in ``most_rows`` rows; one with more rows than that runs alone.
         """
+        priorities = [self._entries[call.request].priority for call in calls]
+        able = [e.priority for e in self._entries.values() if e.held or (e.may_hold_more and self.free)]
+        sides = {*priorities, *([min(able)] if able else [])}
+        if not sides:
+            return False, []
+        priority = self._shares.choose(sides)
+        line = [i for i in range(len(calls)) if priorities[i] == priority]
+        return bool(able) and min(able) == priority, self._joined(calls, line, most_rows) if line else []
+
+    def _joined(self, calls: Sequence[Call], line: Sequence[int], most_rows: int) -> list[int]:
+        """The first of ``line``, and of all calls those that can join it, the ones in line before others."""
         self._decisions += 1
 
-        def place(i: int) -> tuple[int, int, int, int]:
+        def place(i: int) -> tuple[bool, int, int, int]:
             entry = self._entries[calls[i].request]
-            return self._risen(entry.priority, calls[i].passed), entry.served, entry.arrival, i
+            return i not in line, entry.served, entry.arrival, i
 
-        line = sorted(range(len(calls)), key=place)
-        chosen, rows = line[:1], calls[line[0]].rows
-        for i in line[1:]:
-            if calls[i].kind == calls[chosen[0]].kind and rows + calls[i].rows <= most_rows:
+        first, *others = sorted(range(len(calls)), key=place)
+        chosen, rows = [first], calls[first].rows
+        for i in others:
+            if calls[i].kind == calls[first].kind and rows + calls[i].rows <= most_rows:
                 chosen.append(i)
                 rows += calls[i].rows
-        for i in set(line).difference(chosen):
-            calls[i].passed += 1
         for i in chosen:
             self._entries[calls[i].request].served = self._decisions
         return chosen
-
-    def prefer(self, calls: Sequence[Call]) -> tuple[bool, bool]:
-        """Whether the rows are stepped next and whether calls run: the side whose best request comes first, or both."""
-        able = [e for e in self._entries.values() if e.held or (e.may_hold_more and self.free)]
-        if not able or not calls:
-            return bool(able), bool(calls)
-        rows = self._risen(min(entry.priority for entry in able), self._rows_passed)
-        best = min(self._risen(self._entries[call.request].priority, call.passed) for call in calls)
-        self._rows_passed = self._rows_passed + 1 if best < rows else 0
-        for call in calls:
-            call.passed += rows < best
-        return rows <= best, best <= rows
-
-    def _risen(self, priority: int, passed: int) -> int:
-        return max(0, priority - passed // self.patience)

@@ -7,20 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..autoregressive import FIRST_SEEN, codes_to_decode
+from ..autoregressive import FIRST_SEEN, Prompt, codes_to_decode
 from ..config import ARSettings
-from ..engine import Array, Engine, KVCache
+from ..engine import Array, Engine
 from ..errors import EngineError
 from ..sampling import draw
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Voice, text and start code, read once: what all samples of a request go on from."""
-
-    cache: KVCache  #: one row
-    logits: Array  #: (vocabulary,) of the first code
-    latent: Array  #: (dim,) of the first code
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from .. import autoregressive
 from ..config import ARSettings, Settings
 from ..engine import Array, Engine
 from ..rng import Randomness
-from .rows import Prompt
+from .turns import TurnEngine
 
 
 @dataclass(eq=False)
@@ -26,7 +26,7 @@ class Draw:
     decoder: str | None  #: whose latents are kept
     codes: Array  #: (samples, limit), padded with stop
     latents: dict[bytes, Array]  #: where they are kept: codes -> (1, codes, dim)
-    prompt: Prompt | None = None
+    prompt: autoregressive.Prompt | None = None
     finished: int = 0
 
 
@@ -37,6 +37,7 @@ class SharedStage:
         """``take`` waits until all samples of a draw are there."""
         self._take, self._settings = take, settings
         self._known: dict[bytes, Array] = {}  #: as in Draw
+        self._draw: Draw | None = None
 
     def sample_codes(
         self,
@@ -54,23 +55,26 @@ class SharedStage:
         # Where every sample is decoded, its latents are kept as they come; else a pass over the best ones is cheaper.
         keep = settings.samples == self._settings.candidates and settings.kv_positions == "trained"
         decoder = self._settings.decoder if keep else None
-        draw = Draw(voice, text, settings, rand, progress, decoder, codes, self._known)
-        self._take(draw)
+        self._draw = Draw(voice, text, settings, rand, progress, decoder, codes, self._known)
+        self._take(self._draw)
         return np.repeat(codes, settings.samples // samples, axis=0)
 
     def code_latents(self, engine: Engine, voice: Array, text: Array, rows: Sequence[Array]) -> list[Array]:
         """As ``autoregressive.code_latents``; what is known from decoding is not computed again."""
         known = self._known
-        missing = [row for row in rows if row.tobytes() not in known]
-        if missing:
-            found = autoregressive.code_latents(engine, voice, text, missing)
-            known |= {row.tobytes(): latents for row, latents in zip(missing, found, strict=True)}
+        for row in rows:
+            if row.tobytes() not in known:
+                known[row.tobytes()] = self._latents(engine, voice, text, row)
+        if self._draw is not None:
+            self._draw.prompt = None
         return [known[row.tobytes()] for row in rows]
 
+    def _latents(self, engine: Engine, voice: Array, text: Array, row: Array) -> Array:
+        """Of one row, in one turn: its cache is gone before another request's is there."""
+        prompt = None if self._draw is None else self._draw.prompt
 
-def read_prompt(engine: Engine, voice: Array, text: Array) -> Prompt:
-    """Voice (1, dim), text (1, text) and the start code, read into a cache of their own."""
-    cache = engine.new_cache(1, 1 + text.shape[1] + 1)
-    start = np.array([[engine.dims["ar.start_code"]]], np.int64)
-    logits, latents = engine.ar_step(cache, start, np.zeros((1, 1), np.int64), voice, text)
-    return Prompt(cache, logits[0], latents[0, 0])
+        def compute(engine: Engine) -> Array:
+            return autoregressive.code_latents(engine, voice, text, [row], prompt)[0]
+
+        assert isinstance(engine, TurnEngine)
+        return engine.in_one_turn(compute)

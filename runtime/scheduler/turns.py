@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from .policy import Call
 
 MOST_ROWS = 32  #: of calls that run as one
 MOST_VALUES = 32 << 20  #: of their inputs
+T = TypeVar("T")
 _ROWS = ("rows", "clips")  #: names of the dimension along which calls are joined
 
 
@@ -47,6 +48,10 @@ class TurnEngine(Engine):
         size = max(rows, -(-values * MOST_ROWS // MOST_VALUES))
         turn = Turn(self._request, _kind(spec, inputs), size, work=work, graph=graph, inputs=inputs)
         return self._wait(turn)
+
+    def in_one_turn(self, work: Callable[[Engine], T]) -> T:
+        """Do ``work`` with the engine itself, in one turn."""
+        return self._own_turn(lambda: work(self._engine))
 
     def _own_turn(self, work: Callable[[], Any]) -> Any:
         turn = Turn(self._request, object(), MOST_ROWS, work=work)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tortoise_rt.autoregressive import code_latents, prefill, text_row
+from tortoise_rt.autoregressive import code_latents, read_prompt, text_row
 from tortoise_rt.conditioning import mean_latent, voice_mels
 from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Array
@@ -47,9 +47,9 @@ def draw_stream(subject: Subject, voice: Array, text: Array, uniforms: Array) ->
     """(code, latent (1, dim) it was drawn from) one by one; the stop code is suppressed, as in the recording."""
     engine, settings = subject.engine, ARSettings()
     start, stop = engine.dims["ar.start_code"], engine.dims["ar.stop_code"]
-    cache, logits = prefill(engine, voice, text, 2 + text.shape[1] + len(uniforms))
-    (latent,) = code_latents(engine, voice, text, [np.array([start])])
-    latent = latent[:, 0]
+    prompt = read_prompt(engine, voice, text)
+    cache = engine.take_rows(prompt.cache, [0], prompt.cache.capacity + len(uniforms))
+    logits, latent = prompt.logits[None], prompt.latent[None]
     seen = np.zeros(engine.dims["ar.mel_codes"], bool)
     seen[[1, start]] = True
     for step, u in enumerate(uniforms):

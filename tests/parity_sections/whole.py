@@ -10,7 +10,7 @@ import numpy as np
 
 from tortoise_rt.autoregressive import code_latents, fix_codes, text_row
 from tortoise_rt.config import ARGUMENTS, Settings, make_settings
-from tortoise_rt.engine import Array
+from tortoise_rt.engine import Array, Engine, KVCache, ProxyEngine
 from tortoise_rt.pipeline import Pipeline, Result
 from tortoise_rt.ranking import clvp_scores
 from tortoise_rt.scheduler import Scheduler
@@ -94,6 +94,39 @@ def replay(
         return settings, scheduler.submit(*request).result()
 
 
+class Dictated(ProxyEngine):
+    """An engine that wants ``codes`` drawn, at trained positions; it counts the passes over several codes."""
+
+    def __init__(self, engine: Engine, codes: Array) -> None:
+        super().__init__(engine)
+        self.codes, self.passes = codes, 0
+
+    def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
+        logits, latents = super()._ar_step(cache, inputs)
+        self.passes += inputs["codes"].shape[1] > 1
+        logits[:] = 0
+        logits[:, self.codes[min(int(inputs["code_positions"][0, -1]), len(self.codes) - 1)]] = 1e3
+        return logits, latents
+
+
+def kept_latents(recording: Recording, subject: Subject, result: Result, sample: int) -> Array | None:
+    """The latents (1, codes, dim) that the scheduler keeps while it decodes a sample as it was recorded.
+
+    None where it cannot keep them, because codes that were read were replaced afterwards.
+    """
+    engine = Dictated(subject.engine, result.codes[sample])
+    settings = make_settings(
+        num_autoregressive_samples=1,
+        max_mel_tokens=result.codes.shape[1],
+        diffusion_iterations=1,
+        greedy=True,
+    )
+    with Scheduler(engine, subject.load_tokenizer(), rows=1) as scheduler:
+        again = scheduler.submit(recording["ids"].tolist(), result.voice, settings, 0).result()
+    assert (again.codes == result.codes[sample]).all()
+    return None if engine.passes else again.latents[0]
+
+
 def check_run(recording: Recording, subject: Subject, run: str) -> None:
     engine = subject.engine
     settings, result = replay(recording, subject, run)
@@ -124,6 +157,14 @@ def check_run(recording: Recording, subject: Subject, run: str) -> None:
     for row, kept in zip(latents, shared.latents, strict=True):
         row[: kept.shape[1]] = kept[0]
     recording.compare(f"{run}_latents", latents, alias="scheduled")
+
+    if engine.dims["ar.start_code"] not in result.codes[result.chosen]:  # ours never draws it
+        found = [kept_latents(recording, subject, result, sample) for sample in result.chosen]
+        for row, kept_row in zip(latents, found, strict=True):
+            if kept_row is not None:
+                row[: kept_row.shape[1]] = kept_row[0]
+        if any(kept_row is not None for kept_row in found):
+            recording.compare(f"{run}_latents", latents, alias="kept while decoding")
 
     for number, (mel, wav) in enumerate(zip(result.mels, result.wavs, strict=True)):
         recording.compare(f"{run}_mel_{number}", mel, WHOLE)
