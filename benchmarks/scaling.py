@@ -91,6 +91,12 @@ def measure(engine: Engine, repeats: int) -> Iterator[Row]:
         yield row
 
 
+def round_steps(limits: tuple[float, float]) -> list[float]:
+    """1, 2 and 5 times the powers of ten within an axis."""
+    steps = (factor * 10.0**power for power in range(-3, 4) for factor in (1, 2, 5))
+    return [step for step in steps if limits[0] <= step <= limits[1]]
+
+
 def draw(rows: list[Row], path: Path) -> None:
     import matplotlib
 
@@ -98,7 +104,8 @@ def draw(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5))
-    for axis, grows in zip(axes, ("text tokens", "samples", "codes"), strict=True):
+    sizes = {"text tokens": TEXT_SIZES, "samples": SAMPLE_SIZES, "codes": CODE_SIZES}
+    for axis, grows in zip(axes, sizes, strict=True):
         for row in rows:
             if row["what"].startswith(grows):
                 middle = [float(np.median(found)) for found in row["seconds"]]
@@ -106,7 +113,11 @@ def draw(rows: list[Row], path: Path) -> None:
                 axis.loglog(row["sizes"], middle, "o-", label=label)
         axis.set_xlabel(grows)
         axis.set_ylabel("seconds")
-        axis.grid(True, which="both", alpha=0.3)
+        axis.grid(True, alpha=0.3)
+        axis.set_xticks(sizes[grows], [str(size) for size in sizes[grows]])
+        axis.minorticks_off()
+        axis.set_yticks(round_steps(axis.get_ylim()))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -21,22 +21,16 @@ from typing import Any
 from tortoise_rt.defaults import default_voice, settings_for
 from tortoise_rt.engine import Engine
 from tortoise_rt.errors import Cancelled
-from tortoise_rt.machine import environment
+from tortoise_rt.machine import environment, resident_mib
 from tortoise_rt.scheduler import Scheduler
 from tortoise_rt.tts import choose_engine, choose_tokenizer
 from tortoise_rt.voice import load_voice
 
-SENTENCES = (Path(__file__).parent / "sentences" / "everyday.txt").read_text("utf-8").split("\n")
+SENTENCES = (Path(__file__).parent / "sentences" / "everyday.txt").read_text("utf-8").split("\n")[:-1]
 CLIENTS = 4
 MOST_GROWTH = 0.02
 MOST_SLOWDOWN = 0.10
 Row = dict[str, Any]
-
-
-def resident_mib() -> float:
-    """Memory this process holds now; Linux only."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
 
 
 def soak(engine: Engine, minutes: float) -> Row:

@@ -256,6 +256,7 @@ def _tune(
         texts = [tokenizer.encode(text) for text in TEXTS]
     else:
         texts = [rng.integers(3, dims["ar.start_text"], TEXT_IDS).tolist() for _ in TEXTS]
+    texts = [ids[: dims["ar.text_positions"] - 3] for ids in texts]
     precisions, trials = choose_precisions(engines, texts, progress)
     del engines
     gc.collect()

@@ -7,6 +7,7 @@ its mel judged; forms are given up, the one nearest its bound first, until that 
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from tortoise_rt import autoregressive, diffusion, ranking
+from tortoise_rt import autoregressive, conditioning, diffusion, ranking
 from tortoise_rt.config import Settings, make_settings
 from tortoise_rt.engine import Array, Engine, KVCache, ProxyEngine
 from tortoise_rt.rng import Philox
-from tortoise_rt.spec import AR_MELS, GRAPHS, MELS
-from tortoise_rt.voice import VoiceLatents
+from tortoise_rt.spec import GRAPHS, MELS
+from tortoise_rt.voice import VoiceLatents, load_voice
 
 from .quantize import PRECISIONS, QUANTIZED
 
@@ -37,6 +38,7 @@ BOUNDS: Mapping[str, tuple[str, float]] = {
 }
 MEL_BOUND = ("whole clip: root mean square of the mel, relative to its spread", 0.05)
 TEXTS = ("The quick brown fox jumps over the lazy dog.", "We shall see what the evening brings, said she.")
+VOICES = ("alto", "tenor")  #: that ship; the texts are said in them by turns
 CODES = 48  #: of the clips that are made
 STEPS = 10  #: of diffusion
 MANY_ROWS = 16  #: samples side by side when decoding is timed, beside a single one
@@ -104,9 +106,7 @@ class _Clip:
 class _Kept:
     """What fp32 computed with."""
 
-    voice: Array  #: (1, dim)
-    texts: list[Array]  #: (1, text + 3) each
-    codes: list[Array]  #: (codes,) each, as drawn for each text
+    said: list[tuple[Array, Array, Array]]  #: voice (1, dim), text (1, text + 3) and codes (codes,) as drawn
     calls: dict[str, list[dict[str, Array]]]  #: graph -> inputs
     clip: _Clip | None  #: where the engine has diffusion
 
@@ -124,46 +124,29 @@ class _Keeping(ProxyEngine):
 
 
 def _keep_inputs(judge: Engine, texts: Sequence[Sequence[int]]) -> _Kept:
-    """Say the texts in a random voice, with few codes and steps."""
+    """Say the texts, with few codes and steps."""
     keeping, rand = _Keeping(judge), Philox(SEED)
-    voice = _voice(judge, rand)
     settings = make_settings(
         num_autoregressive_samples=2, max_mel_tokens=min(CODES, judge.dims["ar.mel_positions"]),
-        diffusion_iterations=STEPS,
+        diffusion_iterations=STEPS, decoder="diffusion" if judge.has("diffusion_denoise") else "hifigan",
     )  # fmt: skip
+    voices = [conditioning.resolve(judge, load_voice(name, paths=False), settings, rand) for name in VOICES]
     stop = judge.dims["ar.stop_code"]
-    rows = [autoregressive.text_row(ids, judge.dims) for ids in texts]
-    drawn = []
-    for number, (ids, row) in enumerate(zip(texts, rows, strict=True)):
+    said = []
+    for ids, (voice, mels) in zip(texts, itertools.cycle(voices)):  # voices do not end
+        row = autoregressive.text_row(ids, judge.dims)
         codes = autoregressive.sample_codes(judge, voice.auto, row, settings.ar, rand)
-        drawn.append(codes[0, : autoregressive.stopped_length(codes[0], stop)])
+        said.append((voice.auto, row, codes[0, : autoregressive.stopped_length(codes[0], stop)]))
         fixed = autoregressive.fix_codes(codes, stop)
         if judge.has("clvp_speech"):
             ranking.clvp_scores(keeping, ids, fixed)
-        if judge.has("cvvp_speech"):
-            mels = np.random.default_rng(number).standard_normal((1, AR_MELS, 200)).astype(np.float32)
+        if judge.has("cvvp_speech") and mels is not None:
             ranking.cvvp_scores(keeping, mels, fixed)
     clip = None
     if judge.has("diffusion_denoise"):
-        clip = _Clip(rows[0], drawn[0], voice, settings)
+        clip = _Clip(*said[0][1:], voices[0][0], settings)
         _decode(keeping, keeping, clip)
-    return _Kept(voice.auto, rows, drawn, keeping.calls, clip)
-
-
-def _voice(judge: Engine, rand: Philox) -> VoiceLatents:
-    """A voice that the checkpoint can make, else normal numbers."""
-    rng = np.random.default_rng(SEED)
-
-    def latent(graph: str, part: str, size: int) -> Array:
-        if judge.has(graph):
-            return judge.run(graph, noise=rand.voice_noise(part, judge.dims[f"{graph}.dim"]))[0]
-        return 0.3 * rng.standard_normal((1, size), np.float32)
-
-    auto = latent("rlg_auto", "auto", judge.dims["ar.dim"])
-    spoken = None
-    if judge.has("diffusion_denoise"):
-        spoken = latent("rlg_diffuser", "diffusion", judge.dims["diffusion.voice_dim"])
-    return VoiceLatents(auto, spoken)
+    return _Kept(said, keeping.calls, clip)
 
 
 def _decode(reader: Engine, denoiser: Engine, clip: _Clip) -> Array:
@@ -214,8 +197,8 @@ def _step_seconds(engine: Engine, rows: int) -> float:
 def _divergence(engine: Engine, judge: Engine, kept: _Kept) -> float:
     """KL divergence of the next code from fp32's, mean over all codes of the texts, which fp32 drew."""
     found = []
-    for text, codes in zip(kept.texts, kept.codes, strict=True):
-        expected, given = (_log_chances(one, kept.voice, text, codes) for one in (judge, engine))
+    for voice, text, codes in kept.said:
+        expected, given = (_log_chances(one, voice, text, codes) for one in (judge, engine))
         found.append((np.exp(expected) * (expected - given)).sum(axis=-1))
     return float(np.concatenate(found).mean())
 

@@ -23,6 +23,12 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def resident_mib() -> float:
+    """Memory that this process holds now; Linux only."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def environment() -> dict[str, Any]:
     """This machine and what is installed on it; None for a package that is not."""
     versions: dict[str, str | None] = dict.fromkeys(PACKAGES)

@@ -59,6 +59,18 @@ def test_what_was_chosen_is_what_runs(bundle: tuple[Path, str]) -> None:
     ok("verify", "--engine", str(folder))
 
 
+def test_checkpoints_of_the_fast_path_alone(data: Path, tmp_path: Path) -> None:
+    """Without networks to rank and to diffuse with, and without a tokenizer."""
+    source = tmp_path / "checkpoints"
+    source.mkdir()
+    for name in ("autoregressive.pth", "hifidecoder.pth", "config.json"):
+        (source / name).symlink_to(data / name)
+    ok("export", "--checkpoints", str(source), "--precision", "auto", "-o", str(tmp_path / "bundle"))
+    manifest = read_bundle(tmp_path / "bundle").manifest
+    assert {trial["graph"] for trial in manifest["tuning"]} == {"ar_step"}
+    assert manifest["precision"]["hifigan"] == "fp32" and manifest["defaults"]["decoder"] == "hifigan"
+
+
 class Off(ProxyEngine):
     """A form of the engine that adds to what one graph gives."""
 
