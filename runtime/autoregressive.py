@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,12 +24,17 @@ Progress = Callable[[int, int], None]
 
 def text_row(ids: Sequence[int], dims: Dims) -> Array:
     """(1, len + 3) int64: start, ids, stop, stop. Raises TextError for no ids or too many."""
-    limit = min(MAX_TEXT_IDS, dims["ar.text_positions"] - 3)
+    limit = most_text_ids(dims)
     if not len(ids):
         raise TextError("there is nothing to say: the text is empty once cleaned")
     if len(ids) > limit:
         raise TextError(f"text is {len(ids)} tokens; the limit is {limit}: split it into sentences")
     return np.array([[dims["ar.start_text"], *ids, STOP_TEXT, STOP_TEXT]], np.int64)
+
+
+def most_text_ids(dims: Dims) -> int:
+    """Tokens that a clip's text may have."""
+    return min(MAX_TEXT_IDS, dims["ar.text_positions"] - 3)
 
 
 def code_limit(settings: ARSettings, dims: Dims) -> int:
@@ -131,6 +136,38 @@ def _decode(
         logits, _ = engine.ar_step(cache, codes[held, step, None], positions)
     progress(finished_before + total, settings.samples)
     return codes
+
+
+def stream_codes(
+    engine: Engine,
+    voice: Array,
+    text: Array,
+    settings: ARSettings,
+    rand: Randomness,
+    wanted: Callable[[], int] = lambda: 1,
+    progress: Progress = lambda done, total: None,
+) -> Iterator[tuple[int, Array]]:
+    """Draws sample 0; yields each code, its stop or the last included, with its latent (dim,), as it is drawn.
+
+    ``wanted`` says how many the caller waits for: of use to a stage that is woken for them.
+    """
+    start, stop = engine.dims["ar.start_code"], engine.dims["ar.stop_code"]
+    first_position = 2 if settings.kv_positions == "upstream" else 1
+    limit = code_limit(settings, engine.dims)
+    prompt = read_prompt(engine, voice, text)
+    cache = engine.take_rows(prompt.cache, [0], prompt.cache.capacity + limit)
+    logits, latent, uniforms = prompt.logits, prompt.latent, rand.uniforms(0, limit)
+    seen = np.zeros(engine.dims["ar.mel_codes"], bool)
+    seen[[*FIRST_SEEN, start]] = True
+    for step in range(limit):
+        code = draw(logits, seen, uniforms[step], start, settings)
+        yield code, latent
+        if code == stop or step + 1 == limit:
+            break
+        seen[code] = True
+        found = engine.ar_step(cache, np.array([[code]]), np.array([[step + first_position]]))
+        logits, latent = found[0][0], found[1][0, 0]
+    progress(1, 1)
 
 
 def fix_codes(codes: Array, stop: int) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from .engine import Array, Engine
 from .errors import SettingsError, TextError
 from .rng import MAX_SEED, Philox, Randomness
 from .spec import SAMPLE_RATE
+from .streaming import Chunks, Pace, StreamDecoder
 from .text import Tokenizer
 from .voice import Voice, VoiceLatents
 
@@ -66,6 +67,17 @@ class AutoregressiveStage(Protocol):
     def code_latents(
         self, engine: Engine, voice: Array, text: Array, rows: Sequence[Array]
     ) -> list[Array]: ...
+
+    def stream_codes(
+        self,
+        engine: Engine,
+        voice: Array,
+        text: Array,
+        settings: ARSettings,
+        rand: Randomness,
+        wanted: Callable[[], int],
+        progress: autoregressive.Progress,
+    ) -> Iterator[tuple[int, Array]]: ...
 
 
 class Pipeline:
@@ -138,6 +150,52 @@ class Pipeline:
         for number in range(len(chosen)):
             decode(result, number, settings, rand, progress)
         return result
+
+    def stream(
+        self,
+        text: str | Sequence[int],
+        voice: Voice | VoiceLatents | None,
+        settings: Settings,
+        seed: int | Randomness,
+        chunks: Chunks | None = None,
+        progress: Progress = lambda stage, done, total: None,
+    ) -> Generator[Array, None, Pace]:
+        """Say ``text`` by HiFi-GAN; yields pieces (samples,) of the clip that :meth:`synthesize` gives, as codes are drawn.
+
+        One sample, which is heard while it is drawn; ``chunks`` says how much a piece waits for. -> how it kept up.
+        """
+        if settings.decoder != "hifigan" or settings.ar.samples > 1:
+            raise SettingsError("a stream is one sample, decoded by hifigan: num_autoregressive_samples=1")
+        clock = time.monotonic
+        began, chunks, pace = clock(), chunks or Chunks(), Pace()
+        rand = seed if isinstance(seed, Randomness) else Philox(check_seed(seed))
+        self.check(voice, settings)
+        row = autoregressive.text_row(self.encode(text), self.engine.dims)
+        latents, _ = conditioning.resolve(self.engine, voice, settings, rand)
+        decoder, size = StreamDecoder(self.engine, latents.auto), chunks.first
+        drawn: list[Array] = []
+        last = clock()
+        for code, latent in self._stage.stream_codes(
+            self.engine, latents.auto, row, settings.ar, rand, lambda: size - len(drawn),  # noqa: B023
+            lambda *n: progress("sampling", *n),
+        ):  # fmt: skip
+            drawn.append(latent)
+            pace.complete = code == self.engine.dims["ar.stop_code"]
+            if len(drawn) == size:
+                decoder.feed(np.stack(drawn))
+                piece, now = decoder.take(), clock()
+                if len(piece):
+                    pace.add(now - began, len(piece) / SAMPLE_RATE)
+                    yield piece
+                size = chunks.size(pace.in_hand(now - began), (now - last) / len(drawn))
+                last = clock()
+                drawn.clear()
+        if drawn:
+            decoder.feed(np.stack(drawn))
+        if len(piece := decoder.take(ended=True)):
+            pace.add(clock() - began, len(piece) / SAMPLE_RATE)
+            yield piece
+        return pace
 
     def _diffuse(
         self, result: Result, number: int, settings: Settings, rand: Randomness, progress: Progress

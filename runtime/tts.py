@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,15 +23,18 @@ from .detect import detect
 from .engine import Array, Engine
 from .errors import AudioError, EngineError, SettingsError, TextError, VoiceError
 from .pipeline import Result, check_seed
+from .reading import PAUSE, Reader
 from .rng import Philox, fresh_seed
 from .scheduler import Handle, Priority, Scheduler
-from .spec import CODE_RATE, HOP, SAMPLE_RATE, codes_to_frames
+from .spec import CODE_RATE, SAMPLE_RATE
+from .streaming import MOST_CODES, Chunks
 from .tensors import all_in_kind, any_tensor, in_kind, is_tensor, to_array
 from .text import Tokenizer, find_reference_tokenizer
 from .voice import Voice, VoiceLatents, check_amount, load_voice
 
 log = logging.getLogger("tortoise_rt")
 MOST_CALLS = 4096  #: threads that wait for speech at a time
+MOST_IN_BRACKETS = 1000  #: characters
 T = TypeVar("T")
 _BRACKETS = re.compile(r"\[[^\]]*\]")
 
@@ -79,6 +82,23 @@ def check_brackets(text: str, redaction: bool) -> None:
             f"the text has {found[0]} in brackets; taking bracketed words out of the audio (redaction) is not "
             "available in this version: turn redaction off to hear them (enable_redaction=False, --no-redaction)"
         )
+
+
+def checked_parts(parts: Iterable[str], redaction: bool) -> Iterator[str]:
+    """The parts in which a text comes, each checked when it does; raises as :func:`check_text` and :func:`check_brackets`."""
+    if not isinstance(parts, Iterable) or isinstance(parts, (bytes, bytearray)):
+        check_text(parts)
+    return _checked_parts(parts, redaction)
+
+
+def _checked_parts(parts: Iterable[str], redaction: bool) -> Iterator[str]:
+    open_bracket = ""
+    for part in parts:
+        check_text(part)
+        check_brackets(open_bracket + part, redaction)
+        said = open_bracket + part
+        open_bracket = said[said.rfind("[") :][:MOST_IN_BRACKETS] if "[" in said else ""
+        yield part
 
 
 class TextToSpeech:
@@ -160,37 +180,40 @@ class TextToSpeech:
 
     def tts_stream(
         self,
-        text: str,
+        text: str | Iterable[str],
         voice_samples: Any = None,
         conditioning_latents: Any = None,
         verbose: bool = True,
         use_deterministic_seed: int | None = None,
-        stream_chunk_size: int = 40,
+        stream_chunk_size: int | None = None,
+        split: bool = True,
+        pause: float = PAUSE,
         **settings: Any,
     ) -> Iterator[Any]:
-        """Say ``text`` with the fast decoder; yields (samples,) float32 pieces that last ``stream_chunk_size`` codes.
+        """Say ``text``, or the parts in which it comes; yields (samples,) float32 pieces at 24 kHz while it is drawn.
 
-        Pieces joined are the clip that the same seed gives whole. In this version the clip is made whole before its
-        first piece, so the wait for that is the whole clip's. One sample is drawn unless
-        ``num_autoregressive_samples`` says more. A ``stream_chunk_size`` of 0 yields the clip in one piece.
+        It is said sentence by sentence, the first with the seed, each other with the next seed, and ``pause`` seconds
+        of silence between them; with ``split`` off the text is one clip. What is said of a sentence is, joined, the
+        clip that :meth:`tts` makes with its seed, one sample and the decoder "hifigan". Settings that ask for more
+        samples, or for diffusion, make pieces of whole sentences. A piece waits for ``stream_chunk_size`` codes; by
+        default for few at first and then for as many as the listener has sound in hand for, 0 is all of a sentence.
         """
         if settings.pop("k", 1) not in (1, None):
             raise SettingsError("a stream is one clip: leave k out, or use tts()")
-        codes = check_number("stream_chunk_size", stream_chunk_size, 0, math.inf, integer=True)
-        settings = {"num_autoregressive_samples": 1, **settings, "decoder": "hifigan"}
-        result = self._synthesize(
-            text,
-            voice_samples,
-            conditioning_latents,
-            use_deterministic_seed,
-            verbose,
-            settings,
-            Priority.STREAM,
-        )
-        wav, tensors = result.wavs[0], any_tensor(voice_samples, conditioning_latents)
-        size = codes_to_frames(codes) * HOP if codes else len(wav)
-        for start in range(0, len(wav), size):
-            yield in_kind(wav[start : start + size], tensors)
+        chunks = chunks_of(stream_chunk_size)
+        chosen = self._settings(**{"num_autoregressive_samples": 1, "decoder": "hifigan", **settings})
+        voice, seed = self._voice(voice_samples, conditioning_latents), _seed(use_deterministic_seed)
+        reader = Reader(self.scheduler, voice, chosen, seed, chunks=chunks, pause=pause, split=split)
+        tensors = any_tensor(voice_samples, conditioning_latents)
+        if isinstance(text, str):
+            check_brackets(text, self.enable_redaction)
+        else:
+            text = checked_parts(text, self.enable_redaction)
+        with contextlib.closing(reader.read(text)) as pieces:
+            for piece in pieces:
+                yield in_kind(piece.wav, tensors)
+        if verbose:
+            log.info("seed %d: %s", seed, reader.pace.report())
 
     def get_conditioning_latents(self, voice_samples: Any, return_mels: bool = False) -> tuple[Any, ...]:
         """Clips at 22.05 kHz, (samples,) or (1, samples) each -> (autoregressive (1, D), diffusion (1, 2C)) latents.
@@ -247,6 +270,14 @@ class TextToSpeech:
         if latents is not None:
             return as_latents(latents)
         return load_voice(default_voice(self.engine), paths=False)  # a bundle may name voices, not files
+
+
+def chunks_of(size: int | None) -> Chunks:
+    """Pieces of ``size`` codes; None: few at first, then more; 0: a sentence."""
+    if size is None:
+        return Chunks()
+    codes = check_number("stream_chunk_size", size, 0, MOST_CODES, integer=True)
+    return Chunks(codes or MOST_CODES, grow=False)
 
 
 def classify_audio_clip(clip: Any, engine: str | Path | Engine | None = None) -> Any:

@@ -24,7 +24,7 @@ from tortoise_rt.errors import (
     TextError,
 )
 from tortoise_rt.pipeline import Result
-from tortoise_rt.scheduler import Priority, Scheduler
+from tortoise_rt.scheduler import Priority, Scheduler, loop
 from tortoise_rt.voice import VoiceLatents
 
 
@@ -226,7 +226,8 @@ def test_threads_that_compute_do_not_hold_up_the_rows() -> None:
         slow.result(WAIT)
 
 
-def test_vocoder_windows_of_requests_run_as_one() -> None:
+def test_vocoder_windows_of_requests_run_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "PATIENCE", 10.0)  # however slow the machine is
     engine = Counting()
     with scheduler(engine, rows=4) as made:
         blocked = threading.Event()

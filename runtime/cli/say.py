@@ -15,6 +15,7 @@ from ..errors import OutputError, TextError
 from . import options
 from .progress import Bar
 from .settings import settings_options
+from .stream import arriving_text, check_stream_options, stream_options, stream_settings, write_stream
 
 if TYPE_CHECKING:
     from ..pipeline import Result
@@ -29,11 +30,11 @@ MAX_TEXT_BYTES = 1 << 20  #: read from standard input; far above what one clip c
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    default="output.wav",
-    show_default=True,
     metavar="FILE",
-    help="Where the clip goes: .wav, .flac or .ogg. Its folder must exist.",
+    help="Where the clip goes: .wav, .flac or .ogg. Its folder must exist. - is standard output, as a stream. "
+    "[default: output.wav; a stream is played]",
 )
+@stream_options
 @click.option(
     "--voice",
     metavar="VOICE",
@@ -67,7 +68,7 @@ MAX_TEXT_BYTES = 1 << 20  #: read from standard input; far above what one clip c
 @options.verbosity_options
 def say(
     text: tuple[str, ...],
-    output: Path,
+    output: Path | None,
     voice: str | None,
     voice_dirs: tuple[Path, ...],
     seed: int | None,
@@ -83,6 +84,10 @@ def say(
     quiet: bool,
     verbose: bool,
     preset: str | None,
+    stream: bool,
+    raw: bool,
+    chunk: int | None,
+    pause: float | None,
     **settings: Any,
 ) -> None:
     """Say TEXT and write it to a file. TEXT "-" reads standard input.
@@ -90,19 +95,28 @@ def say(
     \b
     tortoise-rt say "Hello there." -o hello.wav
     tortoise-rt say --voice my_clips/ --preset standard --seed 7 -o hello.wav "Hello there."
+    cat book.txt | tortoise-rt say --stream - -o - | ffplay -nodisp -autoexit -
     """
     options.set_up_log(quiet, verbose)
-    words = read_text(text)
-    check_output(output)
+    stream = stream or str(output) == "-"
+    check_stream_options(stream, output, raw, chunk, pause)
+    live = stream and text == ("-",)
+    words = "" if live else read_text(text)
+    if not stream:
+        output = output or Path("output.wav")
+    if output is not None and str(output) != "-":
+        check_output(output)
 
     from ..audio import write_wav
     from ..autoregressive import ROWS
     from ..defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for
     from ..pipeline import Pipeline, check_seed
+    from ..reading import PAUSE, Reader
     from ..rng import fresh_seed
     from ..scheduler import Scheduler
+    from ..sinks import synthetic_comment
     from ..text import Tokenizer
-    from ..tts import check_brackets, choose_engine, choose_tokenizer
+    from ..tts import check_brackets, checked_parts, choose_engine, choose_tokenizer, chunks_of
     from ..voice import check_folders, load_voice
 
     # Whatever can be wrong without an engine is found out before one is read, which may take minutes.
@@ -116,8 +130,9 @@ def say(
     start = time.perf_counter()
     opened = choose_engine(engine, checkpoints, backend, device)
     load_seconds = time.perf_counter() - start
+    if stream:
+        settings = stream_settings(opened, preset, settings)
     chosen = settings_for(opened, preset, DEFAULT_PRESET, **settings)
-    paths = clip_paths(output, chosen.candidates)
     chosen_tokenizer = choose_tokenizer(opened, tokenizer, basic_cleaners)
     if voice is None:
         voice = default_voice(opened)
@@ -127,6 +142,17 @@ def say(
         samples = f"{chosen.ar.samples} sample" + "s" * (chosen.ar.samples > 1)
         does = f"speaks (voice {voice}, decoder {chosen.decoder}, {samples})"
         options.introduce(opened, bool(engine or checkpoints), does)
+    if stream:
+        with Scheduler(opened, chosen_tokenizer) as scheduler:
+            reader = Reader(
+                scheduler, speaker, chosen, seed, chunks=chunks_of(chunk), pause=PAUSE if pause is None else pause
+            )  # fmt: skip
+            said = checked_parts(arriving_text(), not no_redaction) if live else words
+            comment = synthetic_comment(not no_mark, f"seed {seed}")
+            write_stream(said, reader, output, comment, raw=raw, as_json=as_json, quiet=quiet, seed=seed)
+        return
+    assert output is not None
+    paths = clip_paths(output, chosen.candidates)
     start = time.perf_counter()
     with (
         Bar(not quiet) as bar,

@@ -7,6 +7,7 @@ As there, presets differ in nothing that one sample and this decoder use. Unlike
 from __future__ import annotations
 
 from ..config import PRESETS, check_choice
+from ..sentences import LONGEST
 from .api import classify_audio_clip
 from .base import DEFAULT_MODELS_DIR, MODELS_DIR, ReferenceClass, code_limit
 
@@ -59,7 +60,10 @@ class TextToSpeech(ReferenceClass):
         diffusion_temperature=1.0,
         **hf_generate_kwargs,
     ):
-        """Yields (samples,) pieces at 24 kHz. They join without a cross-fade: ``overlap_wav_len`` has no effect."""
+        """Yields (samples,) pieces at 24 kHz. They join without a cross-fade: ``overlap_wav_len`` has no effect.
+
+        A text too long for one clip is said sentence by sentence.
+        """
         yield from self._tts.tts_stream(
             text,
             voice_samples,
@@ -67,6 +71,7 @@ class TextToSpeech(ReferenceClass):
             verbose,
             use_deterministic_seed,
             stream_chunk_size,
+            split=not isinstance(text, str) or len(text) > LONGEST,
             k=k,
             temperature=temperature,
             length_penalty=length_penalty,

@@ -2,6 +2,6 @@
 
 from .loop import Scheduler
 from .policy import Priority
-from .request import Event, Handle
+from .request import Event, Handle, StreamHandle
 
-__all__ = ["Event", "Handle", "Priority", "Scheduler"]
+__all__ = ["Event", "Handle", "Priority", "Scheduler", "StreamHandle"]

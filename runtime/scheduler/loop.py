@@ -24,10 +24,11 @@ from ..engine import Engine, Memo
 from ..errors import Cancelled, DeadlineExceeded, EngineError, RequestError, SettingsError, TortoiseError
 from ..pipeline import Pipeline, Result
 from ..rng import Randomness
+from ..streaming import Chunks, Pace
 from ..text import Tokenizer
 from ..voice import Voice, VoiceLatents
 from .policy import Policy, Priority
-from .request import Handle
+from .request import Handle, StreamHandle
 from .rows import Rows, Sample
 from .stage import Draw, SharedStage
 from .turns import MOST_ROWS, Turn, TurnEngine, run_together
@@ -38,6 +39,7 @@ LONGEST = 10**6  #: seconds of a timeout
 KV_BUDGET = 4 << 30  #: bytes of keys and values
 
 T = TypeVar("T")
+H = TypeVar("H", bound=Handle[Any])
 log = logging.getLogger("tortoise_rt")
 
 
@@ -113,20 +115,52 @@ class Scheduler:
         """
 
         def synthesize(job: _Job, engine: Engine) -> Result:
-            pipeline = Pipeline(
-                engine, self.tokenizer, SharedStage(functools.partial(self._take_samples, job), settings)
-            )
+            pipeline = self._pipeline(job, engine, settings)
             return pipeline.synthesize(text, voice, settings, seed, job.handle.tell)
 
-        return self._start(synthesize, priority, timeout)
+        return self._start(synthesize, priority, timeout, Handle)
+
+    def stream(
+        self,
+        text: str | Sequence[int],
+        voice: Voice | VoiceLatents | None,
+        settings: Settings,
+        seed: int | Randomness,
+        *,
+        chunks: Chunks | None = None,
+        priority: Priority = Priority.STREAM,
+        timeout: float | None = None,
+    ) -> StreamHandle[Pace]:
+        """Have ``text`` said in pieces, as ``Pipeline.stream`` does: iterate over the handle. Its result is the pace."""
+
+        def speak(job: _Job, engine: Engine) -> Pace:
+            pieces = self._pipeline(job, engine, settings).stream(
+                text, voice, settings, seed, chunks, job.handle.tell
+            )
+            while True:
+                try:
+                    piece = next(pieces)
+                except StopIteration as end:
+                    return end.value
+                self._give(job, piece)
+
+        return self._start(speak, priority, timeout, functools.partial(StreamHandle, taken=self._notify))
+
+    def _pipeline(self, job: _Job, engine: Engine, settings: Settings) -> Pipeline:
+        take, take_more = (functools.partial(wait, job) for wait in (self._take_samples, self._take_more))
+        return Pipeline(engine, self.tokenizer, SharedStage(take, take_more, settings))
 
     def call(self, work: Callable[[Engine], T], priority: Priority = Priority.NORMAL) -> Handle[T]:
         """Have ``work`` done with the engine, whose calls take their turns among all others."""
-        return self._start(lambda job, engine: work(engine), priority, None)
+        return self._start(lambda job, engine: work(engine), priority, None, Handle)
 
     def _start(
-        self, work: Callable[[_Job, Engine], T], priority: Priority, timeout: float | None
-    ) -> Handle[T]:
+        self,
+        work: Callable[[_Job, Engine], Any],
+        priority: Priority,
+        timeout: float | None,
+        make_handle: Callable[..., H],
+    ) -> H:
         if timeout is not None:
             check_number("timeout", timeout, 0, LONGEST)
         with self._lock:
@@ -135,7 +169,7 @@ class Scheduler:
             number = next(self._numbers)
             deadline = None if timeout is None else time.monotonic() + timeout
             self.policy.submit(number, Priority(priority), deadline)
-            handle: Handle[T] = Handle(number, lambda: self._give_up(number))
+            handle = make_handle(number, lambda: self._give_up(number))
             job = _Job(number, handle, computes_since=time.monotonic())
             self._jobs[number] = job
             try:
@@ -199,28 +233,55 @@ class Scheduler:
 
     def _take_turn(self, job: _Job, turn: Turn) -> Any:
         with self._lock:
+            if job.error is None:
+                self._turns.append(turn)
             self._wait_for(job, turn)
         return turn.result
 
     def _take_samples(self, job: _Job, draw: Draw) -> None:
         """Wait until all samples of ``draw`` are there."""
         with self._lock:
-            job.draw = draw
+            self._want(job, draw)
             self._wait_for(job, draw)
+
+    def _take_more(self, job: _Job, draw: Draw) -> None:
+        """Wait until as much as is wanted of ``draw``'s first sample is there, or all."""
+        with self._lock:
+            if job.draw is None:
+                self._want(job, draw)
+            if job.error is not None or not _has_what_it_wants(draw):
+                self._wait_for(job, draw)
+
+    def _want(self, job: _Job, draw: Draw) -> None:
+        """With the lock held."""
+        if job.error is None:
+            job.draw = draw
+            self.policy.want(job.number, len(draw.codes), draw.settings.batch_rows)
 
     def _wait_for(self, job: _Job, what: Turn | Draw) -> None:
         """With the lock held: wait until the loop has done ``what``; raises what the request is given up for."""
         if job.error is None:
-            job.waits_for = what
-            if isinstance(what, Turn):
-                self._turns.append(what)
-            else:
-                self.policy.want(job.number, len(what.codes), what.settings.batch_rows)
-            job.computes_since = None
+            job.waits_for, job.computes_since = what, None
             self._lock.notify_all()
             self._lock.wait_for(lambda: job.waits_for is None)
         if job.error is not None:
             raise job.error
+
+    def _give(self, job: _Job, piece: Any) -> None:
+        """Pass a piece on once there is room for it."""
+        handle = job.handle
+        assert isinstance(handle, StreamHandle)
+        with self._lock:
+            job.computes_since = None  # it is the listener that takes time
+            self._lock.wait_for(lambda: job.error is not None or handle.has_room)
+            job.computes_since = time.monotonic()
+            if job.error is not None:
+                raise job.error
+        handle.put(piece)
+
+    def _notify(self) -> None:
+        with self._lock:
+            self._lock.notify_all()
 
     def _done(self, job: _Job) -> None:
         """With the lock held: let the thread of a request go on, to its end where it is given up."""
@@ -304,9 +365,9 @@ class Scheduler:
                 self._fail([sample.request], error)
             if not done or not self._begin_samples():
                 break
-        while (
-            failed := self.rows.close_holes()
-        ):  # a request that fails takes its other samples out: new holes
+        self._wake_streams()
+        while failed := self.rows.close_holes():
+            # A request that fails takes its other samples out, which leaves new holes.
             for sample, error in failed:
                 self._fail([sample.request], error)
         if not self.rows.samples:
@@ -349,6 +410,7 @@ class Scheduler:
             draw.prompt = read_prompt(engine, draw.voice, draw.text)
         uniforms = draw.rand.uniforms(sample, draw.codes.shape[1])
         made = Sample.begin(number, sample, draw.settings, uniforms, draw.decoder, draw.prompt, start)
+        draw.live = made if draw.streams else None
         self.rows.add(made, draw.prompt)
 
     def _keep(self, sample: Sample) -> None:
@@ -364,8 +426,16 @@ class Scheduler:
                 draw.latents[kept[0].tobytes()] = kept[1]
             draw.finished += 1
             draw.progress(draw.finished, len(draw.codes))
-            if self.policy.finish(sample.request, sample.number):
+            if self.policy.finish(sample.request, sample.number) and job.waits_for is draw:
                 self._done(job)
+
+    def _wake_streams(self) -> None:
+        """Let requests go on that have as many codes as they wait for."""
+        with self._lock:
+            for job in self._jobs.values():
+                draw = job.draw
+                if draw is not None and job.waits_for is draw and draw.streams and _has_what_it_wants(draw):
+                    self._done(job)
 
     def _run_turns(self, turns: Sequence[Turn]) -> None:
         """The calls whose turn it is, as one, without those of requests that were given up meanwhile."""
@@ -388,6 +458,10 @@ class Scheduler:
         """With the lock held."""
         job = self._jobs.get(turn.request)
         return job is not None and job.waits_for is turn
+
+
+def _has_what_it_wants(draw: Draw) -> bool:
+    return draw.finished > 0 or draw.ready >= draw.wanted
 
 
 def _of_one_request(error: BaseException) -> BaseException:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
+MOST_PIECES = 8  #: that a stream makes ahead of whoever takes them
 
 
 class Event(NamedTuple):
@@ -25,6 +27,7 @@ class Handle(Generic[T]):
         self.number = number
         self._cancel = cancel
         self._ended = threading.Event()
+        self.sampled = threading.Event()  #: set once all samples are drawn, or it has ended
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._result: T | None = None
         self._error: BaseException | None = None
@@ -59,10 +62,57 @@ class Handle(Generic[T]):
 
     def tell(self, stage: str, done: int, total: int) -> None:
         """Pass an event on to the reader."""
+        if stage == "sampling" and done == total:
+            self.sampled.set()
         self._events.put(Event(stage, done, total))
 
     def end(self, result: T | None = None, error: BaseException | None = None) -> None:
         """Once: the result or the error."""
         self._result, self._error = result, error
         self._ended.set()
+        self.sampled.set()
         self._events.put(None)
+
+
+class StreamHandle(Handle[T]):
+    """A request whose sound comes in pieces: iterate over it, once, from any one thread.
+
+    What it failed with is raised behind the last piece. Whoever leaves the loop early gives the request up. It makes
+    MOST_PIECES ahead, and waits where they are not taken.
+    """
+
+    def __init__(self, number: int, cancel: Callable[[], None], taken: Callable[[], None]) -> None:
+        """``taken`` is called whenever a piece was taken."""
+        super().__init__(number, cancel)
+        self._taken = taken
+        self._pieces: deque[Any] = deque()
+        self._news = threading.Condition()
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            while True:
+                with self._news:
+                    self._news.wait_for(lambda: self._pieces or self.done)
+                    if not self._pieces:
+                        break
+                    piece = self._pieces.popleft()
+                self._taken()
+                yield piece
+        finally:
+            self.cancel()  # nothing where it has ended
+        self.result()
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._pieces) < MOST_PIECES
+
+    def put(self, piece: Any) -> None:
+        """One piece more, for which there must be room."""
+        with self._news:
+            self._pieces.append(piece)
+            self._news.notify_all()
+
+    def end(self, result: T | None = None, error: BaseException | None = None) -> None:
+        super().end(result, error)
+        with self._news:
+            self._news.notify_all()

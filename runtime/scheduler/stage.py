@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from .. import autoregressive
 from ..config import ARSettings, Settings
 from ..engine import Array, Engine
 from ..rng import Randomness
+from .rows import Sample
 from .turns import TurnEngine
 
 
@@ -28,14 +29,24 @@ class Draw:
     latents: dict[bytes, Array]  #: where they are kept: codes -> (1, codes, dim)
     prompt: autoregressive.Prompt | None = None
     finished: int = 0
+    live: Sample | None = None  #: the first sample, where it is heard while it is drawn
+    streams: bool = False  #: whether it is
+    wanted: int = 0  #: its codes that the request waits for
+
+    @property
+    def ready(self) -> int:
+        """Codes of the first sample that are drawn, and whose latents are known."""
+        return 0 if self.live is None else min(len(self.live.codes), len(self.live.latents))
 
 
 class SharedStage:
     """The autoregressive stage of one request, as its pipeline calls it."""
 
-    def __init__(self, take: Callable[[Draw], None], settings: Settings) -> None:
-        """``take`` waits until all samples of a draw are there."""
-        self._take, self._settings = take, settings
+    def __init__(
+        self, take: Callable[[Draw], None], take_more: Callable[[Draw], None], settings: Settings
+    ) -> None:
+        """``take`` waits until all samples of a draw are there, ``take_more`` until as much as it wants of the first is."""
+        self._take, self._take_more, self._settings = take, take_more, settings
         self._known: dict[bytes, Array] = {}  #: as in Draw
         self._draw: Draw | None = None
 
@@ -58,6 +69,32 @@ class SharedStage:
         self._draw = Draw(voice, text, settings, rand, progress, decoder, codes, self._known)
         self._take(self._draw)
         return np.repeat(codes, settings.samples // samples, axis=0)
+
+    def stream_codes(
+        self,
+        engine: Engine,
+        voice: Array,
+        text: Array,
+        settings: ARSettings,
+        rand: Randomness,
+        wanted: Callable[[], int],
+        progress: autoregressive.Progress,
+    ) -> Iterator[tuple[int, Array]]:
+        """As ``autoregressive.stream_codes``; the request's thread wakes when as many codes as ``wanted`` are there."""
+        limit = autoregressive.code_limit(settings, engine.dims)
+        codes = np.full((1, limit), engine.dims["ar.stop_code"], np.int64)
+        draw = Draw(voice, text, settings, rand, progress, "hifigan", codes, {}, streams=True)
+        given = 0
+        while True:
+            draw.wanted = given + max(1, wanted())
+            self._take_more(draw)
+            ended, ready, sample = draw.finished > 0, draw.ready, draw.live
+            assert sample is not None  # it was woken for a code of it
+            for i in range(given, ready):
+                yield sample.codes[i], sample.latents[i]
+            given = ready
+            if ended:
+                return
 
     def code_latents(self, engine: Engine, voice: Array, text: Array, rows: Sequence[Array]) -> list[Array]:
         """As ``autoregressive.code_latents``; what is known from decoding is not computed again."""

@@ -1,0 +1,211 @@
+"""Text of any length, or still arriving -> sound in pieces, sentence by sentence.
+
+While a sentence is decoded and heard, the next is drawn. Sentence number n is said with seed + n, so that each can be
+made again alone.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .autoregressive import most_text_ids
+from .config import Settings, check_number
+from .engine import Array
+from .errors import TextError
+from .pipeline import Pipeline, check_seed
+from .rng import MAX_SEED
+from .scheduler import Handle, Priority, Scheduler, StreamHandle
+from .sentences import Sentence, cut
+from .spec import SAMPLE_RATE
+from .streaming import Chunks, Pace
+from .voice import Voice, VoiceLatents
+
+PAUSE = 0.25  #: seconds of silence between sentences
+PARAGRAPH = 2.5  #: times as long between paragraphs
+AHEAD = 16  #: sentences of a text still arriving that are kept in hand
+
+
+@dataclass
+class Piece:
+    """Some sound of a reading."""
+
+    wav: Array  #: (samples,) float32 at 24 kHz
+    sentence: int  #: its number
+    text: str  #: of the sentence
+    first: bool  #: whether it is the sentence's first; the silence before it is part of it
+
+
+@dataclass
+class _Said:
+    """A sentence in flight."""
+
+    number: int
+    sentence: Sentence
+    handle: Handle[Any]
+
+
+class Reader:
+    """Reads texts aloud on a scheduler."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        voice: Voice | VoiceLatents | None,
+        settings: Settings,
+        seed: int,
+        *,
+        chunks: Chunks | None = None,
+        pause: float = PAUSE,
+        split: bool = True,
+    ) -> None:
+        """With the decoder hifigan and one sample a sentence is heard while it is drawn, else when it is done.
+
+        pause: seconds of silence between sentences; split: off, a text that is given whole is one sentence.
+        """
+        self.pace = Pace()  #: of the latest reading
+        self._split = split
+        self._scheduler, self._voice, self._settings = scheduler, voice, settings
+        self._seed, self._chunks = check_seed(seed), chunks
+        self._pause = float(check_number("pause", pause, 0, 60))
+        self._pipeline = Pipeline(scheduler.engine, scheduler.tokenizer)
+        self._pipeline.check(voice, settings)
+
+    def read(self, text: str | Iterable[str]) -> Generator[Piece, None, None]:
+        """The pieces of ``text``, or of the parts in which it comes. Closing the iterator gives up what is in flight.
+
+        Raises TextError where there is nothing to say, and what a sentence failed with.
+        """
+        began, self.pace = time.monotonic(), Pace()
+        whole = [Sentence(text)] if isinstance(text, str) and not self._split else None
+        sentences = _Sentences(text, self._fitting, whole)
+        present: _Said | None = None
+        following: _Said | None = None
+        try:
+            while (present := following or self._begin(sentences.next())) is not None:
+                following = None
+                if not isinstance(present.handle, StreamHandle):
+                    present.handle.sampled.wait()
+                    following = self._begin(sentences.next(wait=False))
+                first = True
+                for wav in self._sound(present):
+                    self.pace.add(time.monotonic() - began, len(wav) / SAMPLE_RATE)
+                    yield Piece(wav, present.number, present.sentence.text, first)
+                    first = False
+                    if following is None and present.handle.sampled.is_set():
+                        following = self._begin(sentences.next(wait=False))
+        finally:
+            sentences.close()
+            for said in (present, following):
+                if said is not None:
+                    said.handle.cancel()
+        if sentences.given == 0:
+            raise TextError("there is nothing to say: the text is empty once cleaned")
+
+    def _begin(self, numbered: tuple[int, Sentence] | None) -> _Said | None:
+        if numbered is None:
+            return None
+        number, sentence = numbered
+        seed = (self._seed + number) % (MAX_SEED + 1)
+        request = sentence.text, self._voice, self._settings, seed
+        handle: Handle[Any]
+        if self._settings.decoder == "hifigan" and self._settings.ar.samples == 1:
+            handle = self._scheduler.stream(*request, chunks=self._chunks)
+        else:
+            handle = self._scheduler.submit(*request, priority=Priority.STREAM)
+        return _Said(number, sentence, handle)
+
+    def _sound(self, said: _Said) -> Iterator[Array]:
+        handle = said.handle
+        silence = self._silence(said) if said.number else 0
+        for wav in handle if isinstance(handle, StreamHandle) else [handle.result().wavs[0]]:
+            yield np.concatenate([np.zeros(silence, np.float32), wav])
+            silence = 0
+
+    def _silence(self, said: _Said) -> int:
+        """Samples before a sentence."""
+        longer = PARAGRAPH if said.sentence.new_paragraph else 1.0
+        return round(self._pause * longer * SAMPLE_RATE)
+
+    def _fitting(self, sentence: Sentence) -> Iterator[Sentence]:
+        """The sentence, halved as often as its tokens are too many; nothing where there is nothing to say."""
+        ids = self._pipeline.encode(sentence.text)
+        if not ids:
+            return
+        if len(ids) <= most_text_ids(self._scheduler.engine.dims):
+            yield sentence
+            return
+        middle = len(sentence.text) // 2
+        space = sentence.text.rfind(" ", 0, middle + 1)
+        at = space if space > 0 else max(1, middle)
+        yield from self._fitting(Sentence(sentence.text[:at], sentence.new_paragraph))
+        yield from self._fitting(Sentence(sentence.text[at:].strip()))
+
+
+class _Sentences:
+    """The numbered sentences of a text. One that is still arriving is read in a thread, AHEAD sentences at most."""
+
+    def __init__(
+        self,
+        text: str | Iterable[str],
+        fitting: Callable[[Sentence], Iterator[Sentence]],
+        whole: Iterable[Sentence] | None,
+    ) -> None:
+        """``whole``: the sentences, where the text is not to be cut."""
+        self.given = 0
+        self._queue: queue.Queue[Sentence | BaseException | None] = queue.Queue(AHEAD)
+        self._closed = threading.Event()
+        self._ended = False
+        self._live = not isinstance(text, str)
+        self._rest = (part for sentence in whole or cut(text) for part in fitting(sentence))
+        if self._live:
+            threading.Thread(target=self._read, name="text", daemon=True).start()
+
+    def next(self, *, wait: bool = True) -> tuple[int, Sentence] | None:
+        """The next sentence and its number; None at the end, or where there is none yet and ``wait`` is off.
+
+        Raises what reading the text raised.
+        """
+        if self._ended:
+            return None
+        found: Sentence | BaseException | None
+        try:
+            found = self._queue.get(block=wait) if self._live else next(self._rest, None)
+        except queue.Empty:
+            return None
+        if isinstance(found, BaseException):
+            self._ended = True
+            raise found
+        if found is None:
+            self._ended = True
+            return None
+        self.given += 1
+        return self.given - 1, found
+
+    def close(self) -> None:
+        """Let the thread end, once the text gives something."""
+        self._closed.set()
+
+    def _read(self) -> None:
+        try:
+            for sentence in self._rest:
+                if not self._put(sentence):
+                    return
+            self._put(None)
+        except BaseException as error:  # whatever the text raises, the reader gets it
+            self._put(error)
+
+    def _put(self, found: Sentence | BaseException | None) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(found, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False

@@ -1,0 +1,185 @@
+"""Texts of any length, whole or still arriving, are read sentence by sentence."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from scheduling import TOKENIZER, WAIT, Counting, scheduler, settings, voice
+
+from tortoise_rt.backends.fake import FakeEngine
+from tortoise_rt.engine import Array
+from tortoise_rt.errors import EngineError, SettingsError, TextError
+from tortoise_rt.pipeline import Pipeline
+from tortoise_rt.reading import PARAGRAPH, PAUSE, Reader
+from tortoise_rt.scheduler import Scheduler
+from tortoise_rt.spec import SAMPLE_RATE
+from tortoise_rt.text import Tokenizer
+
+QUICK = dict(num_autoregressive_samples=1, max_mel_tokens=24)
+STORY = "The boat came in. Who was on it? Nobody knew.\n\nThe harbour was quiet that evening; we went home."
+
+
+def reader(
+    made: Scheduler, seed: int = 7, pause: float = PAUSE, split: bool = True, **arguments: Any
+) -> Reader:
+    return Reader(
+        made, voice(made.engine), settings(**{**QUICK, **arguments}), seed, pause=pause, split=split
+    )
+
+
+def read(made: Scheduler, text: Any, **arguments: Any) -> Array:
+    return np.concatenate([piece.wav for piece in reader(made, **arguments).read(text)])
+
+
+def alone(text: str, seed: int, **arguments: Any) -> Array:
+    pipeline = Pipeline(FakeEngine(), Tokenizer(TOKENIZER))
+    return pipeline.synthesize(text, voice(pipeline.engine), settings(**{**QUICK, **arguments}), seed).wavs[0]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_autoregressive_samples": 3}, {"decoder": "diffusion"}])
+def test_sentences_are_those_said_alone(arguments: dict[str, Any]) -> None:
+    with scheduler(FakeEngine()) as made:
+        found = read(made, STORY, **arguments)
+    pause = np.zeros(round(PAUSE * SAMPLE_RATE), np.float32)
+    longer = np.zeros(round(PARAGRAPH * PAUSE * SAMPLE_RATE), np.float32)
+    said = ["The boat came in.", "Who was on it?", "Nobody knew.",
+            "The harbour was quiet that evening; we went home."]  # fmt: skip
+    clips = [alone(text, 7 + number, **arguments) for number, text in enumerate(said)]
+    wanted = np.concatenate([clips[0], pause, clips[1], pause, clips[2], longer, clips[3]])
+    assert found.shape == wanted.shape and np.abs(found - wanted).max() < 1e-5
+
+
+def test_a_text_can_be_one_clip() -> None:
+    with scheduler(FakeEngine()) as made:
+        found = read(made, "One. Two.", split=False)
+    assert np.abs(found - alone("One. Two.", 7)).max() < 1e-5
+
+
+def test_words_one_at_a_time_give_what_the_text_gives() -> None:
+    words = [word + " " for word in STORY.replace("\n\n", " \n\n ").split(" ")]
+    with scheduler(FakeEngine()) as made:
+        live, whole = read(made, iter(words)), read(made, STORY)
+    assert live.shape == whole.shape and np.abs(live - whole).max() < 1e-5
+
+
+def test_sound_comes_before_the_text_ends() -> None:
+    heard = threading.Event()
+
+    def text() -> Iterator[str]:
+        yield "The boat came in. Who was "
+        assert heard.wait(WAIT)  # the rest is not written before the first sentence is heard
+        yield "on it?"
+
+    with scheduler(FakeEngine()) as made:
+        pieces = reader(made).read(text())
+        first = next(pieces)
+        heard.set()
+        rest = list(pieces)
+    assert first.text == "The boat came in." and rest[-1].text == "Who was on it?"
+
+
+def test_the_next_sentence_is_drawn_while_the_present_one_is_decoded() -> None:
+    engine = Counting()
+    with scheduler(engine) as made:
+        engine.before = lambda graph, rows: time.sleep(0.003 if graph == "diffusion_denoise" else 0)
+        pieces = reader(made, decoder="diffusion", diffusion_iterations=40).read(STORY)
+        next(pieces)
+        denoised = sum(graph == "diffusion_denoise" for graph, _ in engine.runs)
+        prompts = sum(text > 0 for _, text, _ in engine.steps)
+        pieces.close()
+    assert prompts >= 2 and denoised < 2 * 40
+
+
+def test_long_words_are_cut_to_what_the_model_takes() -> None:
+    class Small(FakeEngine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.info = type(self.info)(
+                **{**vars(self.info), "dims": {**self.info.dims, "ar.text_positions": 20}}
+            )
+
+    with scheduler(Small()) as made:
+        made_reader = Reader(made, voice(made.engine), settings(**QUICK), 1)
+        texts = list(
+            dict.fromkeys(p.text for p in made_reader.read("Incomprehensibilities abound, " * 3 + "x" * 90))
+        )
+    assert len(texts) >= 3 and "".join("".join(texts).split()).startswith("Incomprehensibilitiesabound,")
+
+
+@pytest.mark.parametrize("text", ["", " \n ", iter(["", " "]), iter([])])
+def test_nothing_to_say(text: Any) -> None:
+    with scheduler(FakeEngine()) as made, pytest.raises(TextError, match="nothing to say"):
+        list(reader(made).read(text))
+
+
+def test_what_cannot_be_said_is_passed_over() -> None:
+    with scheduler(FakeEngine()) as made:
+        texts = [piece.text for piece in reader(made).read("\u200b. One.\n\n\u200b\n\nTwo.")]
+    assert {"One.", "Two."} <= set(texts)
+
+
+def test_errors_of_the_text_and_of_a_sentence() -> None:
+    def broken() -> Iterator[str]:
+        yield "One. Two"
+        raise ValueError("the model that writes has gone")
+
+    engine = Counting()
+    with scheduler(engine) as made:
+        with pytest.raises(ValueError, match="has gone"):
+            list(reader(made).read(broken()))
+
+        def fail(graph: str, rows: int) -> None:
+            raise EngineError("exploded")
+
+        engine.before = fail
+        with pytest.raises(EngineError, match="exploded"):
+            list(reader(made).read("One. Two."))
+        with pytest.raises(SettingsError, match="pause is -1"):
+            reader(made, pause=-1)
+
+
+def test_closing_gives_up_what_is_in_flight() -> None:
+    with scheduler(FakeEngine(), rows=2) as made:
+        pieces = reader(made).read(STORY * 50)
+        next(pieces)
+        pieces.close()
+        until = time.monotonic() + 10
+        while len(made.policy) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert len(made.policy) == 0 and made.policy.free == 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("request")]
+
+
+def test_an_endless_text_is_read_no_further_than_it_is_heard() -> None:
+    given = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal given
+        while True:
+            given += 1
+            yield "One more sentence. "
+
+    with scheduler(FakeEngine()) as made:
+        pieces = reader(made).read(endless())
+        for _ in range(3):
+            next(pieces)
+        time.sleep(0.3)
+        assert given < 30
+        pieces.close()
+        until = time.monotonic() + 10
+        while any(thread.name == "text" for thread in threading.enumerate()) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not any(thread.name == "text" for thread in threading.enumerate())
+
+
+def test_the_pace_of_a_reading() -> None:
+    with scheduler(FakeEngine()) as made:
+        made_reader = reader(made)
+        wav = np.concatenate([piece.wav for piece in made_reader.read(STORY)])
+    assert made_reader.pace.sound == pytest.approx(len(wav) / SAMPLE_RATE)
+    assert 0 < made_reader.pace.first <= made_reader.pace.spent

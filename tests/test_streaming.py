@@ -1,0 +1,332 @@
+"""A stream is the clip in pieces: exactly, at a constant cost, and as early as can be."""
+
+from __future__ import annotations
+
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from scheduling import TEXTS, TOKENIZER, WAIT, Counting, scheduler, settings, voice
+
+from tortoise_rt import vocoder
+from tortoise_rt.backends import open_engine
+from tortoise_rt.backends.fake import FakeEngine
+from tortoise_rt.engine import Array, Engine
+from tortoise_rt.errors import Cancelled, DeadlineExceeded, EngineError, SettingsError, TextError
+from tortoise_rt.pipeline import Pipeline
+from tortoise_rt.scheduler import Priority, Scheduler
+from tortoise_rt.scheduler.request import MOST_PIECES
+from tortoise_rt.spec import HOP, codes_to_frames
+from tortoise_rt.streaming import CODE_SECONDS, Chunks, Pace, StreamDecoder
+from tortoise_rt.text import Tokenizer
+
+BOUND = 1e-5
+ONE = dict(num_autoregressive_samples=1, max_mel_tokens=60)
+
+
+@pytest.fixture(scope="module", params=["fake", "onnx", "torch"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    if request.param == "fake":
+        return FakeEngine()
+    if request.param == "torch":
+        pytest.importorskip("torch")
+        return open_engine(request.getfixturevalue("data"), "torch", "cpu")
+    return open_engine(request.getfixturevalue("random_bundle"), "onnx", "cpu")
+
+
+def in_pieces(decoder: StreamDecoder, latents: Array, sizes: Iterator[int]) -> list[Array]:
+    pieces, given = [], 0
+    while given < latents.shape[1]:
+        part = latents[0, given : given + next(sizes)]
+        decoder.feed(part)
+        given += len(part)
+        pieces.append(decoder.take(ended=given == latents.shape[1]))
+    return pieces
+
+
+def sizes_of(kind: int | str, rng: np.random.Generator) -> Iterator[int]:
+    while True:
+        yield int(rng.integers(1, 50)) if kind == "random" else int(kind)
+
+
+@pytest.mark.parametrize("codes", [1, 2, 3, 5, 13, 60, 211, 500])
+@pytest.mark.parametrize("kind", [1, 2, 7, 40, "random"])
+def test_pieces_are_the_clip(engine: Engine, codes: int, kind: int | str) -> None:
+    rng = np.random.default_rng(codes)
+    latents = 3 * rng.standard_normal((1, codes, engine.dims["hifigan.in_dim"]), np.float32)
+    spoken = rng.standard_normal((1, engine.dims["hifigan.voice_dim"]), np.float32)
+    whole = vocoder.hifigan(engine, latents, spoken)[0]
+    pieces = in_pieces(StreamDecoder(engine, spoken), latents, sizes_of(kind, rng))
+    joined = np.concatenate(pieces)
+    assert joined.shape == whole.shape == (codes_to_frames(codes) * HOP,)
+    assert np.abs(joined - whole).max() <= BOUND < whole.std()
+
+
+def test_codes_decide_frames_as_soon_as_they_can() -> None:
+    rng = np.random.default_rng(0)
+    for codes in (2, 3, 9, 40):
+        latents = rng.standard_normal((1, codes, 4), np.float32)
+        for known in range(1, codes):
+            changed = latents.copy()
+            changed[:, known:] += 1
+            differs = (vocoder.upsample_latents(changed) != vocoder.upsample_latents(latents)).any(
+                axis=(0, 1)
+            )
+            assert vocoder.certain_frames(known) == np.argmax(differs)
+
+
+@pytest.mark.parametrize("codes", [1, 4, 37])
+def test_parts_of_upsampled_latents(codes: int) -> None:
+    rng = np.random.default_rng(codes)
+    latents = rng.standard_normal((2, codes, 3), np.float32)
+    whole = vocoder.upsample_latents(latents)
+    for _ in range(50):
+        start, stop = sorted(rng.choice(whole.shape[2] + 1, 2, replace=False))
+        seen = vocoder.codes_seen(codes, range(start, stop))
+        part = vocoder.upsample_part(
+            latents[:, seen.start : seen.stop], seen.start, codes, range(start, stop)
+        )
+        np.testing.assert_array_equal(part, whole[:, :, start:stop])
+
+
+def test_the_halo_is_what_the_official_network_sees() -> None:
+    """By the gradient of each frame's samples: random weights and a tolerance would hide a short halo."""
+    torch = pytest.importorskip("torch")
+    from tortoise_rt.export.models.hifigan import HifiganGenerator
+
+    module = HifiganGenerator(
+        in_dim=4, voice_dim=4, channels=32, upsample_kernels=[16, 16, 4, 4], upsample_factors=[8, 8, 2, 2],
+        block_kernels=[3, 7, 11], block_dilations=[[1, 3, 5]] * 3,
+    ).double()  # fmt: skip
+    frames, middle = 60, 30
+    x = torch.randn(1, 4, frames, dtype=torch.float64, requires_grad=True)
+    wav = module(x, torch.zeros(1, 4, dtype=torch.float64))
+    reach = []
+    for sample in (middle * HOP, middle * HOP + HOP - 1):
+        (slope,) = torch.autograd.grad(wav[0, sample], x, retain_graph=True)
+        seen = torch.nonzero(slope.abs().sum(dim=(0, 1)))[:, 0]
+        reach.append((middle - int(seen.min()), int(seen.max()) - middle))
+    furthest = max(max(pair) for pair in reach)
+    assert furthest <= vocoder.HIFIGAN_HALO <= furthest + 1
+
+
+# --- cost and memory ---
+
+
+class CountingFrames(FakeEngine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames: list[int] = []
+
+    def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
+        if graph == "hifigan":
+            self.frames.append(inputs["latents"].shape[2])
+        return super()._run(graph, inputs)
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_every_piece_costs_the_same(size: int) -> None:
+    engine = CountingFrames()
+    decoder = StreamDecoder(engine, np.zeros((1, engine.dims["hifigan.voice_dim"]), np.float32))
+    latents = np.zeros((1, 60 * size, engine.dims["hifigan.in_dim"]), np.float32)
+    in_pieces(decoder, latents, iter([size] * 60))
+    assert abs(engine.frames[-10] - engine.frames[-50]) <= 1  # frames are not whole codes
+    most = codes_to_frames(size) + 1 + 2 * vocoder.HIFIGAN_HALO
+    assert max(engine.frames[:-1]) <= most and decoder.decoded == sum(engine.frames)
+
+
+def test_memory_does_not_grow_with_the_stream() -> None:
+    engine = FakeEngine()
+    decoder = StreamDecoder(engine, np.zeros((1, engine.dims["hifigan.voice_dim"]), np.float32))
+    latents = np.zeros((20, engine.dims["hifigan.in_dim"]), np.float32)
+
+    def run(pieces: int) -> int:
+        tracemalloc.reset_peak()
+        for _ in range(pieces):
+            decoder.feed(latents)
+            decoder.take()
+        return tracemalloc.get_traced_memory()[1]
+
+    tracemalloc.start()
+    try:
+        run(2)
+        ten_seconds, ten_minutes = run(11), run(650)
+    finally:
+        tracemalloc.stop()
+    assert ten_minutes < ten_seconds + 100_000  # what 650 pieces of sound hold is 50 MB
+
+
+# --- the pipeline's streams ---
+
+
+def say(pieces: Any) -> tuple[Array, Pace]:
+    found = []
+    while True:
+        try:
+            found.append(next(pieces))
+        except StopIteration as end:
+            return np.concatenate(found), end.value
+
+
+@pytest.mark.parametrize("chunks", [Chunks(), Chunks(1, grow=False), Chunks(7, grow=False), Chunks(500)])
+def test_a_stream_is_the_clip(engine: Engine, chunks: Chunks) -> None:
+    pipeline = Pipeline(engine, Tokenizer(TOKENIZER))
+    wanted = pipeline.synthesize(TEXTS[0], voice(engine), settings(**ONE), 5)
+    alone, pace = say(pipeline.stream(TEXTS[0], voice(engine), settings(**ONE), 5, chunks))
+    assert np.abs(alone - wanted.wavs[0]).max() <= BOUND
+    assert pace.complete == wanted.complete and pace.sound == pytest.approx(wanted.audio_seconds)
+    with scheduler(engine, rows=2) as made:
+        handle = made.stream(TEXTS[0], voice(engine), settings(**ONE), 5, chunks=chunks)
+        other = made.submit(TEXTS[1], voice(engine), settings(**ONE), 6)
+        shared = np.concatenate(list(handle))
+        assert np.abs(shared - wanted.wavs[0]).max() <= BOUND
+        assert handle.result().complete == wanted.complete
+        other.result(WAIT)
+        assert made.policy.free == 2 and len(made.policy) == 0
+
+
+def test_upstream_positions_are_heard_as_they_are_drawn(engine: Engine) -> None:
+    """Latents then are those of the shifted positions, as in the reference's stream."""
+    pipeline = Pipeline(engine, Tokenizer(TOKENIZER))
+    chosen = settings(**ONE, kv_positions="upstream")
+    one, _ = say(pipeline.stream(TEXTS[0], voice(engine), chosen, 5))
+    with scheduler(engine) as made:
+        shared = np.concatenate(list(made.stream(TEXTS[0], voice(engine), chosen, 5)))
+    assert one.shape == shared.shape and np.abs(one - shared).max() <= BOUND
+
+
+def test_the_first_piece_comes_before_the_last_code() -> None:
+    engine = Counting()
+    with scheduler(engine) as made:
+        engine.before = lambda graph, rows: time.sleep(0.005)
+        handle = made.stream(TEXTS[2], voice(engine), settings(**ONE), 2, chunks=Chunks(8, grow=False))
+        pieces = iter(handle)
+        next(pieces)
+        steps = len(engine.steps)
+        rest = list(pieces)
+    assert 8 <= steps < len(engine.steps) and rest
+
+
+def test_pieces_grow_with_the_sound_in_hand() -> None:
+    chunks = Chunks(first=8, most=60)
+    assert chunks.size(0, CODE_SECONDS / 2) == 8
+    assert 8 < chunks.size(0.5, CODE_SECONDS / 2) < chunks.size(1.0, CODE_SECONDS / 2) < 60
+    assert chunks.size(100, CODE_SECONDS / 2) == 60
+    assert chunks.size(0.1, 2 * CODE_SECONDS) == 60  # too slow to keep up: as few pieces as can be
+    assert Chunks(5, grow=False).size(100, 0.001) == 5
+    with pytest.raises(SettingsError, match="first_chunk is 0"):
+        Chunks(0)
+
+
+def test_pace() -> None:
+    pace = Pace()
+    pace.add(1.0, 0.5)
+    pace.add(1.2, 0.5)
+    assert pace.first == 1.0 and pace.gap == 0 and pace.in_hand(1.5) == pytest.approx(0.5)
+    pace.add(2.4, 1.0)  # all was heard at 2.0
+    assert pace.gap == pytest.approx(0.4) and pace.in_hand(2.4) == pytest.approx(1.0)
+    assert pace.factor == pytest.approx(1.2) and "longest gap 0.40 s" in pace.report()
+
+
+@pytest.mark.parametrize("arguments", [{"decoder": "diffusion"}, {"num_autoregressive_samples": 2}])
+def test_what_cannot_be_streamed(arguments: dict[str, Any]) -> None:
+    with scheduler(FakeEngine()) as made:
+        handle = made.stream(TEXTS[0], voice(made.engine), settings(**{**ONE, **arguments}), 1)
+        with pytest.raises(SettingsError, match="a stream is one sample"):
+            next(iter(handle))
+
+
+# --- consumers ---
+
+
+def test_a_slow_consumer_bounds_what_is_made() -> None:
+    engine = Counting()
+    with scheduler(engine) as made:
+        handle = made.stream(TEXTS[2], voice(engine), settings(**ONE), 2, chunks=Chunks(1, grow=False))
+        time.sleep(1)
+        assert sum(graph == "hifigan" for graph, _ in engine.runs) <= MOST_PIECES + 1
+        other = made.submit(TEXTS[1], voice(engine), settings(**ONE), 6)
+        other.result(10)  # nobody waits for the slow one
+        wav = np.concatenate(list(handle))
+    whole = Pipeline(FakeEngine(), Tokenizer(TOKENIZER)).synthesize(
+        TEXTS[2], voice(engine), settings(**ONE), 2
+    )
+    assert np.abs(wav - whole.wavs[0]).max() <= BOUND
+
+
+def test_whoever_leaves_gives_up() -> None:
+    with scheduler(Counting(), rows=2) as made:
+        handle = made.stream(TEXTS[2], voice(made.engine), settings(**ONE), 2, chunks=Chunks(1, grow=False))
+        pieces = iter(handle)
+        next(pieces)
+        pieces.close()
+        with pytest.raises(Cancelled):
+            handle.result(WAIT)
+        handle = made.stream(TEXTS[2], voice(made.engine), settings(**ONE), 2)
+        handle.cancel()
+        with pytest.raises(Cancelled):
+            list(handle)
+        until = time.monotonic() + 10
+        while len(made.policy) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert made.policy.free == 2 and len(made.policy) == 0
+
+
+def test_closing_ends_a_stream_that_nobody_takes() -> None:
+    made = scheduler(FakeEngine())
+    handle = made.stream(TEXTS[2], voice(made.engine), settings(**ONE), 2, chunks=Chunks(1, grow=False))
+    time.sleep(0.3)
+    closing = threading.Thread(target=made.close)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
+    with pytest.raises(Cancelled):
+        list(handle)
+
+
+def test_errors_come_behind_the_last_piece() -> None:
+    engine = Counting()
+    with scheduler(engine) as made:
+        handle = made.stream(TEXTS[2], voice(engine), settings(**ONE), 2, chunks=Chunks(8, grow=False))
+        pieces = iter(handle)
+        next(pieces)
+
+        def fail(graph: str, rows: int) -> None:
+            raise EngineError("gone")
+
+        engine.before = fail
+        with pytest.raises(EngineError, match="gone"):
+            list(pieces)
+        engine.before = lambda graph, rows: time.sleep(0.01)
+        late = made.stream(TEXTS[2], voice(engine), settings(**ONE), 2, timeout=0.05)
+        with pytest.raises(DeadlineExceeded):
+            list(late)
+        with pytest.raises(TextError, match="nothing to say"):
+            list(made.stream("  ", voice(engine), settings(**ONE), 2))
+
+
+def test_many_streams_at_once(engine: Engine) -> None:
+    pipeline = Pipeline(engine, Tokenizer(TOKENIZER))
+    wanted = {
+        seed: pipeline.synthesize(TEXTS[seed % 4], voice(engine), settings(**ONE), seed).wavs[0]
+        for seed in range(6)
+    }
+    found: dict[int, Array] = {}
+
+    def listen(made: Scheduler, seed: int) -> None:
+        priority = list(Priority)[seed % 3]
+        handle = made.stream(TEXTS[seed % 4], voice(engine), settings(**ONE), seed, priority=priority)
+        found[seed] = np.concatenate(list(handle))
+
+    with scheduler(engine, rows=3) as made:
+        threads = [threading.Thread(target=listen, args=(made, seed)) for seed in wanted]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT)
+    for seed, wav in wanted.items():
+        assert found[seed].shape == wav.shape and np.abs(found[seed] - wav).max() <= BOUND
