@@ -4,16 +4,15 @@
 
 PYTHON is that of an environment with what tortoise-tts 3.0.0 needs; its unpacked sdist may be named apart. The
 checkpoints are those that the bundle was made of: python -m tortoise_rt.export.random_checkpoint makes some of the official size.
-Graphs are timed by turns, ``--repeats`` times each, after one run of both that is not counted. Whole syntheses are run
-once by each, each in a process of its own, so that peak memory is its own; lengths are forced, so that both draw as many
-codes. Both use as many threads.
+What is timed of ours is what a synthesis calls, not a bare graph. It is timed by turns, ``--repeats`` times each, after
+one run of both that is not counted. Whole syntheses are run ``--rounds`` times by each, by turns, ours in a process of
+its own each time; lengths are forced, so that both draw as many codes. Both use as many threads.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,12 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from tortoise_rt import make_settings
+from tortoise_rt import diffusion, make_settings, ranking, vocoder
 from tortoise_rt.cli.progress import table
+from tortoise_rt.config import DiffusionSettings
 from tortoise_rt.engine import Engine
-from tortoise_rt.machine import environment
+from tortoise_rt.machine import environment, peak_mib
+from tortoise_rt.rng import Philox
 from tortoise_rt.scheduler import Scheduler
-from tortoise_rt.spec import SAMPLE_RATE, codes_to_frames
+from tortoise_rt.spec import MELS, SAMPLE_RATE, codes_to_frames
 from tortoise_rt.tts import choose_engine, choose_tokenizer
 from tortoise_rt.voice import VoiceLatents
 
@@ -46,23 +47,32 @@ CODES = 215  #: of a sentence of ten seconds
 FRAMES = codes_to_frames(CODES)
 ROW = 500  #: codes of a padded row, as CLVP gets them
 CONTEXT = 250  #: positions behind which decoding is timed
+STEPS, UNCOUNTED = 12, 2
 PROMPT = 64  #: positions of the prompt
 SAMPLES = 16
 IDS = [*range(3, 43)]
+LOOP = 4  #: steps of the loop by which a diffusion step is timed
 
 Case = tuple[str, dict[str, Any], Callable[[Engine], Callable[[], Any]], float]
 
 
 def decode(rows: int) -> Callable[[Engine], Callable[[], Any]]:
+    """STEPS on end, of which the first are not counted."""
+
     def prepare(engine: Engine) -> Callable[[], Any]:
         codes, positions = np.full((rows, 1), 9), np.full((rows, 1), 200)
-        cache = engine.new_cache(rows, CONTEXT + 1)
+        cache = engine.new_cache(rows, CONTEXT + STEPS)
 
-        def step() -> None:
+        def steps() -> float:
             cache.lengths[:] = CONTEXT
-            engine.ar_step(cache, codes, positions)
+            seconds = []
+            for _ in range(STEPS):
+                began = time.perf_counter()
+                engine.ar_step(cache, codes, positions)
+                seconds.append(time.perf_counter() - began)
+            return statistics.median(seconds[UNCOUNTED:])
 
-        return step
+        return steps
 
     return prepare
 
@@ -74,58 +84,55 @@ def prefill(engine: Engine) -> Callable[[], Any]:
     return lambda: engine.ar_step(engine.new_cache(1, PROMPT), start, np.zeros((1, 1), np.int64), voice, text)
 
 
-def graph(name: str, **shapes: Any) -> Callable[[Engine], Callable[[], Any]]:
-    """Random inputs of these shapes; an int is the range of integers, in rows of ROW."""
+def rank(engine: Engine) -> Callable[[], Any]:
+    codes = np.random.default_rng(0).integers(0, 8192, (SAMPLES, ROW))
+    return lambda: ranking.clvp_scores(engine, IDS, codes)
 
-    def prepare(engine: Engine) -> Callable[[], Any]:
-        rng = np.random.default_rng(0)
-        inputs = {
-            key: rng.integers(0, shape, (SAMPLES, ROW))
-            if isinstance(shape, int)
-            else rng.standard_normal(shape, np.float32)
-            for key, shape in shapes.items()
-        }
-        return lambda: engine.run(name, **inputs)
 
-    return prepare
+def univnet(engine: Engine) -> Callable[[], Any]:
+    rng = np.random.default_rng(0)
+    mel = rng.standard_normal((1, MELS, FRAMES), np.float32)
+    noise = rng.standard_normal(vocoder.noise_shape(mel), np.float32)
+    return lambda: vocoder.univnet(engine, mel, noise)
+
+
+def hifigan(engine: Engine) -> Callable[[], Any]:
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((1, CODES, engine.dims["hifigan.in_dim"]), np.float32)
+    voice = rng.standard_normal((1, engine.dims["hifigan.voice_dim"]), np.float32)
+    return lambda: vocoder.hifigan(engine, latents, voice)
 
 
 def guided_step(engine: Engine) -> Callable[[], Any]:
-    """One denoising step with guidance, and its share of the conditions, which are computed some steps ahead."""
+    """A step of a short sampling loop: conditions, network, guidance and the sampler's rule. None is known before."""
     dim = engine.dims["diffusion.dim"]
-    ahead = max(1, (8 << 20) // (FRAMES * dim))
+    settings = DiffusionSettings(iterations=LOOP)
     rng = np.random.default_rng(0)
-    aligned = rng.standard_normal((ahead, FRAMES, dim), np.float32)
-    x, timestep = rng.standard_normal((2, 100, FRAMES), np.float32), np.full(2, 40, np.float32)
-    turn = 0
+    aligned, x = (
+        rng.standard_normal((1, FRAMES, dim), np.float32),
+        rng.standard_normal((1, MELS, FRAMES), np.float32),
+    )
+    free = rng.standard_normal(dim, np.float32)
 
-    def step() -> None:
-        nonlocal turn
-        if turn % ahead == 0:
-            engine.run("diffusion_condition", aligned=aligned, timestep=np.full(ahead, 40, np.float32))
-            engine.run("diffusion_condition", aligned=aligned, timestep=np.full(ahead, 40, np.float32))
-        turn += 1
-        engine.run("diffusion_denoise", x=x, condition=aligned[:2], timestep=timestep)
-
-    def all_steps() -> float:
+    def steps() -> float:
+        engine.memo.clear()
         began = time.perf_counter()
-        for _ in range(ahead):
-            step()
-        return (time.perf_counter() - began) / ahead
+        diffusion.denoise(engine, x, aligned, free, settings, Philox(0))
+        return (time.perf_counter() - began) / LOOP
 
-    return all_steps
+    return steps
 
 
 #: what is timed: name -> (the reference's job, its arguments, ours, the least ratio that is wanted)
 CASES: dict[str, Case] = {
-    "decode, 1 row": ("decode", {"rows": 1, "context": CONTEXT}, decode(1), 4.5),
-    "decode, 16 rows": ("decode", {"rows": 16, "context": CONTEXT}, decode(16), 3.3),
+    "decode, 1 row": ("decode", {"rows": 1, "context": CONTEXT, "steps": STEPS}, decode(1), 4.5),
+    "decode, 16 rows": ("decode", {"rows": 16, "context": CONTEXT, "steps": STEPS}, decode(16), 3.3),
     "prompt of 64, 1 sample": ("prefill", {"rows": 1, "positions": PROMPT}, prefill, 3),
     "prompt of 64, 16 samples": ("prefill", {"rows": 16, "positions": PROMPT}, prefill, 3),
     "CLVP, 16 rows of 500": (
         "clvp",
         {"rows": SAMPLES, "codes": ROW, "ids": IDS},
-        graph("clvp_speech", codes=8192),
+        rank,
         3,
     ),
     f"guided diffusion step, {FRAMES} frames": (
@@ -137,13 +144,13 @@ CASES: dict[str, Case] = {
     f"UnivNet, {FRAMES} frames": (
         "univnet",
         {"frames": FRAMES},
-        graph("univnet", mel=(1, 100, FRAMES), noise=(1, 64, FRAMES)),
+        univnet,
         2.8,
     ),
     f"HiFi-GAN, {CODES} codes": (
         "hifigan",
         {"codes": CODES},
-        graph("hifigan", latents=(1, 1024, FRAMES), voice=(1, 1024)),
+        hifigan,
         1.3,
     ),
 }
@@ -162,7 +169,10 @@ def compare(engine: Engine, beside: reference.Reference, repeats: int, wanted: s
         theirs: list[float] = []
         ours: list[float] = []
         for _ in range(repeats + 1):
-            theirs += beside.ask(job, **arguments, repeats=1)["seconds"]
+            asked = {**arguments} if "steps" in arguments else {**arguments, "repeats": 1}
+            theirs.append(
+                statistics.median(beside.ask(job, **asked)["seconds"][UNCOUNTED * ("steps" in asked) :])
+            )
             began = time.perf_counter()
             own = run()
             ours.append(own if isinstance(own, float) else time.perf_counter() - began)
@@ -178,23 +188,39 @@ def compare(engine: Engine, beside: reference.Reference, repeats: int, wanted: s
 
 def whole(options: argparse.Namespace, presets: list[str]) -> Iterator[Row]:
     """A sentence of ten seconds and SAMPLES samples, by both."""
+    if not presets:
+        return
     command = [sys.executable, __file__, "--engine", str(options.engine), "--ours"]
-    theirs: dict[str, Any] = {}
-    for preset in presets:
-        arguments, least = PRESETS[preset]
-        done = subprocess.run([*command, preset], check=True, stdout=subprocess.PIPE, text=True)
-        ours = json.loads(done.stdout)
-        if not theirs:
-            with reference.chosen(options) as beside:
-                latents = [np.zeros((1, 1024)).tolist(), np.zeros((1, 2048)).tolist()]
-                theirs = beside.ask(
-                    "tts", text=TEXT, lengths=[CODES] * SAMPLES, batch=SAMPLES, voice=latents, **arguments
+    theirs: list[Row] = []
+    ours: dict[str, list[Row]] = {preset: [] for preset in presets}
+    (arguments,) = {
+        json.dumps(PRESETS[preset][0]) for preset in presets
+    }  # the reference runs the same beside all
+    with reference.chosen(options) as beside:
+        for _ in range(options.rounds):
+            for preset in presets:
+                done = subprocess.run([*command, preset], check=True, stdout=subprocess.PIPE, text=True)
+                ours[preset].append(json.loads(done.stdout))
+            latents = [np.zeros((1, 1024)).tolist(), np.zeros((1, 2048)).tolist()]
+            theirs.append(
+                beside.ask(
+                    "tts",
+                    text=TEXT,
+                    lengths=[CODES] * SAMPLES,
+                    batch=SAMPLES,
+                    voice=latents,
+                    **json.loads(arguments),
                 )
+            )
+    for preset in presets:
+        middle = [statistics.median(row["seconds"] for row in rows) for rows in (theirs, ours[preset])]
         row = {
-            "kind": "whole", "what": f"{preset}, {SAMPLES} samples", "reference_s": [round(theirs["seconds"], 2)],
-            "ours_s": [ours["seconds"]], "ratio": round(theirs["seconds"] / ours["seconds"], 2), "wanted": least,
-            "audio_s": [round(theirs["audio_s"], 2), ours["audio_s"]], "stages": ours["stages"],
-            "peak_mib": [theirs["peak_rss_mib"], ours["peak_rss_mib"]],
+            "kind": "whole", "what": f"{preset}, {SAMPLES} samples",
+            "reference_s": [round(found["seconds"], 2) for found in theirs],
+            "ours_s": [found["seconds"] for found in ours[preset]],
+            "ratio": round(middle[0] / middle[1], 2), "wanted": PRESETS[preset][1],
+            "audio_s": [round(theirs[0]["audio_s"], 2), ours[preset][0]["audio_s"]], "stages": ours[preset][-1]["stages"],
+            "peak_mib": [max(f["peak_rss_mib"] for f in found) for found in (theirs, ours[preset])],
         }  # fmt: skip
         print(line(row), flush=True)
         yield row
@@ -218,7 +244,7 @@ def say(engine: Engine, preset: str) -> Row:
     return {
         "seconds": round(seconds, 2), "audio_s": round(len(result.wavs[0]) / SAMPLE_RATE, 2),
         "stages": {stage: round(spent, 2) for stage, spent in result.seconds.items()},
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        "peak_rss_mib": peak_mib(),
     }  # fmt: skip
 
 
@@ -242,6 +268,7 @@ def main() -> None:
     )
     parser.add_argument("--engine", type=Path, required=True, help="a bundle of the checkpoints")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="of whole syntheses")
     parser.add_argument("--only", default="", help="graphs whose name has this in it; - for none")
     parser.add_argument("--presets", default="ultra_fast,turbo", help="whole syntheses; empty for none")
     parser.add_argument("--ours", metavar="PRESET", help="a whole synthesis of ours alone, as JSON")

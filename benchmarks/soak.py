@@ -85,7 +85,9 @@ def soak(engine: Engine, minutes: float) -> Row:
             thread.join()
     if failures:
         raise failures[0]
-    third = len(memory) // 3
+    third = max(1, len(memory) // 3)
+    if len(memory) < 3:
+        raise SystemExit("too short to compare its thirds: --minutes 1 at least")
     early, late = memory[third : 2 * third], memory[2 * third :]
     before, after = probes[third : 2 * third], probes[2 * third :]
     return {

@@ -51,6 +51,7 @@ Progress = Callable[[str, int, int], None]
 #: 1.22 is the first whose MatMulNBits on the CPU takes eight bits: 1.21.1 says "Only 4b quantization is supported".
 MIN_ONNXRUNTIME: Mapping[str, str] = {"fp32": "1.20", "int8": "1.22", "int4": "1.22", "int8row": "1.20"}
 AUTO = "auto"  #: the precision that is chosen by measurement
+AUTO_BYTES = 1.7  #: of every form of the graphs, for each byte of weights
 SPACE_MARGIN = 64 << 20  #: bytes wanted free beyond the weights themselves
 
 
@@ -94,7 +95,7 @@ def export_bundle(
         shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed
         try:
             _restore(output)
-            _check_output(output, source, force)
+            _check_output(output, source, force, AUTO_BYTES if precision == AUTO else 1.0)
             temporary.mkdir()
             folder = source.folder.resolve()
             model = {"name": name or folder.name, "folder": str(folder) if record_source else ""}
@@ -116,12 +117,13 @@ def export_bundle(
     return bundle, report
 
 
-def _check_output(output: Path, source: Checkpoints, force: bool) -> None:
+def _check_output(output: Path, source: Checkpoints, force: bool, times: float) -> None:
+    """Raise OutputError where no bundle can be written: ``times`` the weights' bytes must be free."""
     if output.exists():
         if not force:
             raise OutputError(f"{output} exists: choose another name or replace it with --force")
         _check_replaceable(output)
-    free, needed = shutil.disk_usage(output.parent).free, _weight_bytes(source) + SPACE_MARGIN
+    free, needed = shutil.disk_usage(output.parent).free, int(times * _weight_bytes(source)) + SPACE_MARGIN
     if free < needed:
         raise OutputError(
             f"{output.parent} has {free >> 20} MiB free; the bundle needs about {needed >> 20} MiB"

@@ -88,4 +88,5 @@ def quantize_columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     pairs = even.reshape(-1, 2, matrix.shape[1])
     largest = np.maximum(np.maximum(pairs, 0).sum(1).max(0), np.maximum(-pairs, 0).sum(1).max(0))
     scales = (largest / LARGEST_PAIR).astype(np.float32)
-    return np.rint(matrix / np.where(scales == 0, 1, scales)).astype(np.int8), scales
+    numbers = np.rint(matrix / np.where(scales == 0, 1, scales))
+    return np.clip(numbers, -LARGEST_PAIR, LARGEST_PAIR).astype(np.int8), scales

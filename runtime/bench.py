@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .autoregressive import most_text_ids
+from .bundle import MANIFEST
 from .config import Settings
 from .defaults import default_voice, settings_for
 from .engine import Array, Engine
 from .errors import TortoiseError
+from .machine import peak_mib, reset_peak
 from .pipeline import Result
 from .scheduler import Scheduler
 from .spec import AR_MELS, MELS, VOCODER_NOISE, codes_to_frames
@@ -89,8 +91,10 @@ class Case:
     graph: str
     what: str
     prepare: Callable[[Engine], Callable[[], Any]]  #: -> what is timed
+    rows: int
     steps: int  #: rows times steps in time
     pairs: int  #: pairs of steps that attention compares
+    held: int = 0  #: positions of the cache that are read, of all rows together
 
 
 def graph_cases(engine: Engine, codes: int = CODES) -> Iterator[Case]:
@@ -104,8 +108,10 @@ def graph_cases(engine: Engine, codes: int = CODES) -> Iterator[Case]:
     if engine.has("ar_step"):
         held = min(CONTEXT, dims["ar.mel_positions"] - 2)
         for rows in (1, 4, 16):
-            yield Case("ar_step", f"decode, {rows} rows", _decode(rows, held), rows, rows * held)
-        yield Case("ar_step", f"prompt of {PROMPT}", _prompt, PROMPT, PROMPT**2 // 2)
+            yield Case(
+                "ar_step", f"decode, {rows} rows", _decode(rows, held), rows, rows, rows * held, rows * held
+            )
+        yield Case("ar_step", f"prompt of {PROMPT}", _prompt, 1, PROMPT, PROMPT**2 // 2)
     plain: list[tuple[str, int, int, dict[str, Array]]] = []
     if engine.has("clvp_speech"):
         plain.append(("clvp_speech", 4, 500, {"codes": rng.integers(0, dims["clvp.codes"], (4, 500))}))
@@ -129,7 +135,7 @@ def graph_cases(engine: Engine, codes: int = CODES) -> Iterator[Case]:
         plain.append(("ar_voice", 1, 517, {"mel": normal(1, AR_MELS, 517)}))
     for graph, rows, steps, inputs in plain:
         run = lambda e, graph=graph, inputs=inputs: lambda: e.run(graph, **inputs)  # noqa: E731
-        yield Case(graph, f"{rows} x {steps}", run, rows * steps, rows * steps**2)
+        yield Case(graph, f"{rows} x {steps}", run, rows, rows * steps, rows * steps**2)
 
 
 def time_graph(engine: Engine, case: Case, repeats: int, limits: Row) -> Row:
@@ -141,14 +147,19 @@ def time_graph(engine: Engine, case: Case, repeats: int, limits: Row) -> Row:
         "precision": engine.info.precision.get(case.graph, "fp32"),
         "ms": round(1e3 * middle, 3), "ms_least": round(1e3 * min(seconds), 3), "ms_most": round(1e3 * max(seconds), 3),
     }  # fmt: skip
+    error = _precision_error(engine, case.graph)
+    if error is not None:
+        row["error"] = error
     properties, weights = _properties(engine, case.graph)
     if properties:
         work = int(properties.get("multiply_adds", 0)) * case.steps
+        work += int(properties.get("multiply_adds_of_rows", 0)) * case.rows
         work += int(properties.get("multiply_adds_of_pairs", 0)) * case.pairs
+        read = weights + (case.held and case.held * engine.position_bytes())
         row["gflops"] = round(2 * work / middle / 1e9, 1)
         row["share_of_arithmetic"] = round(row["gflops"] / limits["gflops"], 3)
-        row["weights_gb_per_second"] = round(weights / middle / 1e9, 2)
-        row["share_of_memory"] = round(row["weights_gb_per_second"] / limits["gb_per_second"], 3)
+        row["gb_per_second"] = round(read / middle / 1e9, 2)  # weights, and the keys and values held
+        row["share_of_memory"] = round(row["gb_per_second"] / limits["gb_per_second"], 3)
     return row
 
 
@@ -159,6 +170,18 @@ def _properties(engine: Engine, graph: str) -> tuple[dict[str, str], int]:
     data = Path(engine.info.source) / f"{graph}.data"
     found = engine.session(graph).get_modelmeta().custom_metadata_map  # type: ignore[attr-defined]
     return dict(found), data.stat().st_size if data.exists() else 0
+
+
+def _precision_error(engine: Engine, graph: str) -> float | None:
+    """What ``export`` measured of a graph in fewer bits, on speech or else against its module; None where it did not."""
+    if engine.info.backend != "onnx" or engine.info.precision.get(graph, "fp32") == "fp32":
+        return None
+    manifest = json.loads((Path(engine.info.source) / MANIFEST).read_text("utf-8"))
+    for trial in manifest.get("tuning", ()):
+        if trial["graph"] == graph and trial["chosen"]:
+            return float(trial["error"])
+    found = manifest.get("parity", {}).get(graph)
+    return None if found is None else float(f"{found['error']:.3g}")
 
 
 def _decode(rows: int, held: int) -> Callable[[Engine], Callable[[], Any]]:
@@ -203,8 +226,10 @@ def bench_settings(engine: Engine, preset: str, codes: int | None, **arguments: 
 
 
 def time_synthesis(engine: Engine, preset: str, settings: Settings, text: str = TEXTS[0]) -> Row:
-    """One request, graphs loaded before."""
+    """One request, once, graphs loaded before; of memory, the most that is held meanwhile."""
     voice = _voice(engine)
+    load_graphs(engine, settings)
+    reset_peak()
     with Scheduler(engine, choose_tokenizer(engine, None)) as scheduler:
         began = time.perf_counter()
         result = scheduler.submit(text, voice, settings, 1).result()
@@ -215,6 +240,51 @@ def time_synthesis(engine: Engine, preset: str, settings: Settings, text: str = 
         "audio_s": round(result.audio_seconds, 2), "real_time_factor": round(seconds / result.audio_seconds, 3),
         "stages": {stage: round(spent, 3) for stage, spent in result.seconds.items()}, "peak_rss_mib": peak_mib(),
     }  # fmt: skip
+
+
+def time_stream(engine: Engine, settings: Settings, text: str = TEXTS[0]) -> Row:
+    """A stream by HiFi-GAN: when its first sound comes, and how it keeps up."""
+    voice = _voice(engine)
+    load_graphs(engine, settings)
+    with Scheduler(engine, choose_tokenizer(engine, None)) as scheduler:
+        for _ in scheduler.stream(text[:20], voice, settings, 1):
+            pass  # the pool of rows is made
+        handle = scheduler.stream(text, voice, settings, 1)
+        pieces = [len(piece) for piece in handle]
+        pace = handle.result()
+    return {
+        "kind": "stream", "first_s": round(pace.first, 3), "audio_s": round(pace.sound, 2), "pieces": len(pieces),
+        "seconds": round(pace.spent, 3), "real_time_factor": round(pace.factor, 3), "longest_gap_s": round(pace.gap, 3),
+    }  # fmt: skip
+
+
+def time_texts(engine: Engine, settings: Settings, sizes: Sequence[int]) -> Iterator[Row]:
+    """One request for each number of tokens of the text."""
+    voice = _voice(engine)
+    load_graphs(engine, settings)
+    rng = np.random.default_rng(0)
+    for size in sizes:
+        ids = rng.integers(3, 200, min(size, most_text_ids(engine.dims))).tolist()
+        with Scheduler(engine) as scheduler:
+            began = time.perf_counter()
+            result = scheduler.submit(ids, voice, settings, 1).result()
+            seconds = time.perf_counter() - began
+        yield {
+            "kind": "texts", "tokens": len(ids), "seconds": round(seconds, 3), "audio_s": round(result.audio_seconds, 2),
+            "audio_per_second": round(result.audio_seconds / seconds, 3),
+        }  # fmt: skip
+
+
+def load_graphs(engine: Engine, settings: Settings) -> None:
+    """Load what a synthesis with these settings runs, where graphs are loaded when they are first used."""
+    if engine.info.backend != "onnx":
+        return
+    other = {"hifigan"} if settings.decoder == "diffusion" else {"univnet", *_DIFFUSION}
+    for graph in sorted(engine.info.graphs - other - {"detector"}):
+        engine.session(graph)  # type: ignore[attr-defined]
+
+
+_DIFFUSION = ("diffusion_voice", "diffusion_align", "diffusion_condition", "diffusion_denoise")
 
 
 def _spoken(result: Result) -> int:
@@ -264,15 +334,16 @@ def time_load(engine: Engine, settings: Settings, clients: int, requests: int) -
 
 
 _START = """
-import json, resource, sys, time
+import json, sys, time
 began = time.perf_counter()
 from tortoise_rt import open_engine
 engine = open_engine(sys.argv[1])
 opened = time.perf_counter() - began
 for graph in sorted(engine.info.graphs):
     engine.session(graph)
-usage = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps([opened, time.perf_counter() - began, usage.ru_maxrss >> 10]))
+loaded = time.perf_counter() - began
+from tortoise_rt.machine import peak_mib
+print(json.dumps([opened, loaded, peak_mib()]))
 """
 
 
@@ -286,11 +357,6 @@ def time_start(engine: Engine) -> Row:
         "kind": "start", "open_s": round(opened, 3), "all_graphs_s": round(loaded, 3), "peak_rss_mib": peak,
         "bundle_mb": round(sum(path.stat().st_size for path in Path(engine.info.source).iterdir()) / 1e6, 1),
     }  # fmt: skip
-
-
-def peak_mib() -> int:
-    """The most memory this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
 
 
 def _voice(engine: Engine) -> Voice | VoiceLatents | None:

@@ -117,7 +117,7 @@ class DiffusionSettings:
     cond_free: bool = True  #: conditioning-free guidance: a second pass without conditioning
     cond_free_k: float = 2.0  #: its strength, ramped up over the steps
     cond_free_share: float = (
-        1.0  #: share of the steps, the last ones, that are guided: the first hardly use it
+        1.0  #: share of the steps, the last ones, that are guided: guidance is weak in the first
     )
     temperature: float = 1.0  #: scales the initial noise; 0 sounds smooth and dull
 
@@ -160,6 +160,9 @@ _COMMON: Mapping[str, Any] = {
     "top_p": 0.8,
     "cond_free_k": 2.0,
     "diffusion_temperature": 1.0,
+    "sampler": "ancestral",
+    "cond_free": True,
+    "cond_free_share": 1.0,
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "ultra_fast": {
@@ -183,7 +186,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "num_autoregressive_samples": 96,
         "diffusion_iterations": 20,
         "sampler": "dpm++2m",
-        "cond_free_share": 0.5,
+        "cond_free_share": 0.75,
     },
 }
 

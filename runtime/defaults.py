@@ -36,7 +36,7 @@ def settings_for(
     check_settings(preset, **arguments)
     own = {name: value for name, value in engine.info.defaults.items() if name in ARGUMENTS}
     given = {name: value for name, value in arguments.items() if value is not None}
-    base = engine.info.defaults.get("preset", fallback)
+    base = engine.info.defaults.get("preset", fallback) if preset is None else None
     merged = {**_preset(base), **own, **_preset(preset), **given}
     if "decoder" not in merged and engine.has("hifigan") and not engine.has("diffusion_denoise", "univnet"):
         merged["decoder"] = "hifigan"

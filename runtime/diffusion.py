@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -97,9 +98,19 @@ def make_schedule(steps: int, sampler: str = "ancestral") -> Schedule:
     )
 
 
-def guidance_scale(k: float, step: int, steps: int) -> float:
-    """Strength of conditioning-free guidance at spaced step ``step``: ramps up from 0 as the mel clears."""
-    return k * (1 - step / steps)
+def guidance_scale(k: float, place: float) -> float:
+    """Strength of conditioning-free guidance: ramps up to k as the mel clears; ``place`` is the share of steps to come."""
+    return k * (1 - place)
+
+
+def guidance_place(schedule: Schedule, i: int, sampler: str) -> float:
+    """The share of steps to come at spaced step ``i``, as the reference counts them: steps that are even in time.
+
+    For steps that are not, it is that of the same timestep, so that guidance is as strong at the same noise.
+    """
+    if sampler.startswith("dpm++"):
+        return float(schedule.timesteps[i]) / TRAINED_STEPS
+    return i / len(schedule)
 
 
 def frame_index(codes: int, frames: int) -> Array:
@@ -143,7 +154,7 @@ def denoise(
     """
     schedule = make_schedule(settings.iterations, settings.sampler)
     step = make_step(schedule, settings)
-    guided = round(settings.cond_free_share * len(schedule)) if settings.cond_free else 0
+    guided = math.ceil(settings.cond_free_share * len(schedule)) if settings.cond_free else 0
     conditions = itertools.chain(
         conditions_ahead(engine, aligned, None, schedule.timesteps[guided:]),
         conditions_ahead(engine, aligned, free, schedule.timesteps[:guided]),
@@ -156,7 +167,7 @@ def denoise(
         )
         noise_estimate = out[:1, :MELS]
         if rows == 2:
-            k = guidance_scale(settings.cond_free_k, i, len(schedule))
+            k = guidance_scale(settings.cond_free_k, guidance_place(schedule, i, settings.sampler))
             noise_estimate = np.float32(1 + k) * noise_estimate - np.float32(k) * out[1:, :MELS]
         x_start = predict_start(schedule, i, x, noise_estimate)
         noise = rand.step_noise(result, done, x.shape).astype(np.float32) if i > 0 else np.zeros_like(x)

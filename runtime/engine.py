@@ -80,6 +80,12 @@ class Memo:
                     self.bytes -= self._kept.popitem(last=False)[1].nbytes
         return made
 
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._kept.clear()
+            self.bytes = 0
+
 
 class Engine(abc.ABC):
     """Runs the graphs of one model on one device."""

@@ -29,7 +29,7 @@ def test_everything_is_measured_written_and_drawn(random_bundle: Path, folder: P
     rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
     kinds = [row["kind"] for row in rows]
     assert kinds[:3] == ["environment", "ceilings", "verify"]
-    assert set(kinds[3:]) == {"graph", "synthesis", "load", "start"}
+    assert set(kinds[3:]) == {"graph", "synthesis", "stream", "texts", "load", "start"}
     graphs = {(row["graph"], row["what"]): row for row in rows if row["kind"] == "graph"}
     assert {("ar_step", "decode, 16 rows"), ("ar_step", "prompt of 64")} <= set(graphs)
     assert {name for name, _ in graphs} >= {"clvp_speech", "diffusion_denoise", "univnet", "hifigan"}
@@ -40,6 +40,13 @@ def test_everything_is_measured_written_and_drawn(random_bundle: Path, folder: P
     assert (spoken["turbo"]["steps"], spoken["ultra_fast"]["steps"]) == (10, 30)
     assert all(row["samples"] == 2 and row["peak_rss_mib"] > 20 for row in spoken.values())
     assert [row["clients"] for row in rows if row["kind"] == "load"] == [1, 2]
+    (stream,) = [row for row in rows if row["kind"] == "stream"]
+    assert 0 < stream["first_s"] <= stream["seconds"] and stream["audio_s"] > 0
+    assert [row["tokens"] for row in rows if row["kind"] == "texts"] == [
+        20,
+        80,
+        119,
+    ]  # the last as many as the model takes
     assert rows[-1]["open_s"] <= rows[-1]["all_graphs_s"]
     assert Path("plot.png").read_bytes().startswith(b"\x89PNG")
     for word in ("GFLOP/s", "real time factor", "p90", "all graphs", "equal codes"):
@@ -49,7 +56,7 @@ def test_everything_is_measured_written_and_drawn(random_bundle: Path, folder: P
 def test_one_part_alone(random_bundle: Path, folder: Path) -> None:
     result = ok("bench", "--engine", str(random_bundle), "--only", "load", *SHORT)
     assert "audio per second" in result.output and "gflops" not in result.output
-    assert PARTS == ("graphs", "presets", "load", "start")
+    assert PARTS == ("graphs", "presets", "stream", "load", "texts", "start")
 
 
 @pytest.mark.parametrize(
@@ -57,6 +64,13 @@ def test_one_part_alone(random_bundle: Path, folder: Path) -> None:
     [
         (("--presets", "fats"), "no preset 'fats'"),
         (("--clients", "1,x"), "whole numbers"),
+        (("--clients", "0"), "whole numbers from 1"),
+        (("--repeats", "0"), "0 is not in the range"),
+        (("--samples", "0"), "0 is not in the range"),
+        (("--plot", "x.txt"), "its suffix must be one of .png"),
+        (("-o", "nowhere/x.jsonl"), "a folder that exists"),
+        (("--precision", "int5"), "no precision is called 'int5'"),
+        (("--precision", "int8", "--engine", "here"), "--precision is of random weights"),
         (("--engine", "nowhere"), "nowhere"),
     ],
 )
@@ -99,12 +113,21 @@ def test_an_engine_that_is_not_steady_is_refused() -> None:
         bench.verify(Unsteady(), settings)
 
 
-def test_the_work_of_a_graph_is_that_of_its_matrices(random_bundle: Path) -> None:
-    """Multiply-adds of a code are the weights of the matrix products that it passes."""
-    model = onnx.load(random_bundle / "ar_step.onnx")
+@pytest.mark.parametrize(
+    ("graph", "of_rows"), [("ar_step", ("mel_head",)), ("diffusion_denoise", ("time_embed", "emb_layers"))]
+)
+def test_the_work_of_a_graph_is_that_of_its_matrices(
+    random_bundle: Path, graph: str, of_rows: tuple[str, ...]
+) -> None:
+    """Multiply-adds of a step, or of a row, are the weights of the matrix products that it passes."""
+    model = onnx.load(random_bundle / f"{graph}.onnx")
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     casts = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
     products = [node.input[1] for node in model.graph.node if node.op_type == "MatMul"]
-    expected = sum(sizes[casts.get(name, name)] for name in products)
-    properties, _ = bench._properties(open_engine(random_bundle), "ar_step")
-    assert int(properties["multiply_adds"]) == expected > 0
+    found = {True: 0, False: 0}
+    for name in (casts.get(name, name) for name in products):
+        if name in sizes and not name.startswith("mean"):
+            found[any(part in name for part in of_rows)] += sizes[name]
+    properties, _ = bench._properties(open_engine(random_bundle), graph)
+    assert int(properties["multiply_adds"]) == found[False] > 0
+    assert int(properties["multiply_adds_of_rows"]) == found[True] > 0

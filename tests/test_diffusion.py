@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tortoise_rt.config import SAMPLERS, DiffusionSettings
 from tortoise_rt.diffusion import (
     frame_index,
+    guidance_place,
     guidance_scale,
     latents_to_mel,
     log_snr_timesteps,
@@ -94,10 +95,24 @@ def test_the_start_is_recovered_from_exact_noise(steps: int, share: float, seed:
 
 @given(st.floats(0, 10), step_counts)
 def test_guidance_ramps_up_to_its_strength(k: float, steps: int) -> None:
-    scales = [guidance_scale(k, step, steps) for step in reversed(range(steps))]
+    scales = [guidance_scale(k, step / steps) for step in reversed(range(steps))]
     assert scales == sorted(scales)
     assert scales[-1] == k
     assert scales[0] == pytest.approx(k / steps)
+
+
+@pytest.mark.parametrize("steps", [10, 20, 60])
+def test_guidance_is_as_strong_at_the_same_noise_whatever_the_spacing(steps: int) -> None:
+    even, other = make_schedule(400), make_schedule(steps, "dpm++2m")
+    strength = {
+        int(t): guidance_scale(2.0, guidance_place(even, i, "ancestral"))
+        for i, t in enumerate(even.timesteps)
+    }
+    for i, t in enumerate(other.timesteps):
+        near = min(strength, key=lambda timestep: abs(timestep - t))
+        assert guidance_scale(2.0, guidance_place(other, i, "dpm++2m")) == pytest.approx(
+            strength[near], abs=0.01
+        )
 
 
 @given(st.integers(1, 700))

@@ -112,6 +112,7 @@ def test_presets_are_the_references_and_two_of_our_own() -> None:
         "turbo": (16, 10, False),
         "swift": (96, 20, True),
     }
+    assert make_settings("swift").diffusion.cond_free_share == 0.75
     changed = {name for name in PRESETS if make_settings(name).diffusion.sampler != "ancestral"}
     assert changed == {"turbo", "swift"}
     assert make_settings("fast", diffusion_iterations=7).diffusion.iterations == 7

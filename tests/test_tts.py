@@ -107,7 +107,7 @@ def test_a_stream_is_the_clip_in_pieces(speaker: TextToSpeech) -> None:
 
 def test_a_stream_takes_text_as_it_comes(speaker: TextToSpeech) -> None:
     arguments: dict[str, Any] = {"use_deterministic_seed": 1, "pause": 0.1}
-    words = (word + " " for word in "One two. Three four.".split())
+    words = (word + " " for word in ["One", "two.", "Three", "four."])
     live = np.concatenate(list(speaker.tts_stream(words, **arguments)))
     whole = np.concatenate(list(speaker.tts_stream("One two. Three four.", **arguments)))
     np.testing.assert_allclose(live, whole, atol=1e-5)

@@ -14,7 +14,6 @@ import functools
 import importlib
 import json
 import os
-import resource
 import sys
 import time
 import traceback
@@ -160,14 +159,18 @@ class Worker:
         return {"seconds": timed(run, 4)[1:]}
 
     @unguarded
-    def decode(self, rows: int, context: int, repeats: int) -> Answer:
-        """One code for each of ``rows`` behind ``context`` positions held in the cache."""
+    def decode(self, rows: int, context: int, steps: int) -> Answer:
+        """A code for each of ``rows``, ``steps`` times on end, behind ``context`` positions held in the cache."""
         model = self._autoregressive().inference_model
         model.store_mel_emb(torch.zeros(1, context - 1, 1024))
         prompt = model(torch.full((rows, context), 8192), attention_mask=torch.ones(rows, context))
-        codes, mask = torch.full((rows, 1), 9), torch.ones(rows, context + 1)
-        past = prompt.past_key_values
-        return {"seconds": timed(lambda: model(codes, past_key_values=past, attention_mask=mask), repeats)}
+        codes, past, seconds = torch.full((rows, 1), 9), prompt.past_key_values, []
+        for step in range(steps):
+            mask = torch.ones(rows, context + 1 + step)
+            began = time.perf_counter()
+            past = model(codes, past_key_values=past, attention_mask=mask).past_key_values
+            seconds.append(time.perf_counter() - began)
+        return {"seconds": seconds}
 
     @unguarded
     def prefill(self, rows: int, positions: int, repeats: int) -> Answer:
@@ -298,6 +301,12 @@ def timed(run: Callable[[], Any], repeats: int) -> list[float]:
     return seconds
 
 
+def peak_mib() -> int:
+    """The most memory that this process, not the one it was forked from, has held; Linux."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) >> 10
+
+
 def jobs() -> Iterator[dict[str, Any]]:
     for line in sys.stdin:
         yield json.loads(line)
@@ -323,7 +332,7 @@ def main() -> None:
         except Exception as error:
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"}
-        answer["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        answer["peak_rss_mib"] = peak_mib()
         answer["torch"] = torch.__version__
         print(json.dumps(answer), file=answers)
 

@@ -50,8 +50,8 @@ def write_graph(
     """Write ``<graph>.onnx`` and, for tensors over 1 KiB, ``<graph>.data`` into ``folder``.
 
     weights: the network's state dict (official keys, weight norm folded, float32); dims: see ``spec.DIM_KEYS``;
-    config: what tensors cannot tell (see the builders); precision: "fp32", or "int8" for large matrices in blocks
-    of eight bits (``export.quantize``) -> the files written, the model first.
+    config: what tensors cannot tell (see the builders); precision: one of ``export.quantize.PRECISIONS``
+    -> the files written, the model first.
     Raises EngineError for an unknown graph. Weights are streamed: no second copy of them is held.
     """
     if graph not in BUILDERS:

@@ -49,7 +49,8 @@ def build_step(g: GraphBuilder, config: Mapping[str, Any]) -> None:
     latents = g.layer_norm(h, "final_norm")
     g.op("Identity", latents, output="latents")
     last = g.op("Gather", latents, g.scalar(-1, "int64"), axis=1)
-    g.linear(last, "mel_head", output="logits")
+    with g.once_per_row():
+        g.linear(last, "mel_head", output="logits")
     for tensor in cache_specs(g.dims)[1]:
         g.extra_output(tensor)
 

@@ -6,7 +6,8 @@ Two layouts occur. *Token-major* is (rows, time, channels), where linear layers 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,8 @@ class GraphBuilder:
         self.shared: dict[str, tuple[str, str, str]] = {}  #: what blocks keep to use again
         self.rate = 1  #: steps in time for each of the input's, where layers are added
         self.work = 0  #: multiply-adds of weights for each step of the input
+        self.row_work = 0  #: for each row, whatever its length
+        self._per_row = False
         self.pair_work = 0  #: of attention, for each pair of steps
 
     def _value_info(self, tensor: TensorSpec) -> onnx.ValueInfoProto:
@@ -87,6 +90,7 @@ class GraphBuilder:
                 "network": self.spec.network,
                 "precision": self.precision,
                 "multiply_adds": str(self.work),
+                "multiply_adds_of_rows": str(self.row_work),
                 "multiply_adds_of_pairs": str(self.pair_work),
             },
         )
@@ -202,9 +206,21 @@ class GraphBuilder:
 
     # --- layers ---
 
+    @contextlib.contextmanager
+    def once_per_row(self) -> Iterator[None]:
+        """The products added meanwhile are of one vector for each row, not of each step in time."""
+        before, self._per_row = self._per_row, True
+        try:
+            yield
+        finally:
+            self._per_row = before
+
     def matmul(self, x: str, name: str, matrix: np.ndarray, output: str | None = None) -> str:
         """x: (..., in) times a constant (in, out), in the graph's precision."""
-        self.work += matrix.size * self.rate
+        if self._per_row:
+            self.row_work += matrix.size
+        else:
+            self.work += matrix.size * self.rate
         if self.precision == "fp32" or not quantize.quantizable(matrix):
             return self.op("MatMul", x, self.tensor(name, matrix), output=output)
         if self.precision == "int8row":

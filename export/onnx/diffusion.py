@@ -76,7 +76,8 @@ def _time_embedding(g: GraphBuilder) -> str:
     frequencies = g.tensor("timestep_frequencies", timestep_frequencies(g.dims["diffusion.dim"] // 2).numpy())
     angles = g.mul(g.op("Unsqueeze", "timestep", g.ints(1)), frequencies)
     x = g.concat(g.op("Cos", angles), g.op("Sin", angles), axis=1)
-    x = g.linear(g.silu(g.linear(x, "time_embed.0")), "time_embed.2")
+    with g.once_per_row():
+        x = g.linear(g.silu(g.linear(x, "time_embed.0")), "time_embed.2")
     return g.silu(x)
 
 
@@ -96,7 +97,8 @@ def _residual(g: GraphBuilder, x: str, key: str, time: str) -> str:
 def _film(g: GraphBuilder, key: str, time: str) -> tuple[str, str]:
     """1 + scale and shift for each row: (rows, 1, dim) each. The 1 is part of the stored bias."""
     scale, shift = np.split(g.weights[f"{key}.bias"], 2)
-    both = g.matmul(time, f"{key}.weight", g.weights[f"{key}.weight"].T)
+    with g.once_per_row():
+        both = g.matmul(time, f"{key}.weight", g.weights[f"{key}.weight"].T)
     both = g.add(both, g.tensor(f"{key}.bias", np.concatenate([scale + np.float32(1), shift])))
     both = g.op("Unsqueeze", both, g.ints(1))
     return g.slice(both, 2, 0, len(scale)), g.slice(both, 2, len(scale))

@@ -145,7 +145,8 @@ def build_hifigan(g: GraphBuilder, config: Mapping[str, Any]) -> None:
     """
     stages = g.count("ups.{}.weight")
     branches = g.count("resblocks.{}.convs1.0.weight") // stages
-    voice = g.op("Unsqueeze", g.linear("voice", "cond_layer"), g.ints(2, 3))
+    with g.once_per_row():
+        voice = g.op("Unsqueeze", g.linear("voice", "cond_layer"), g.ints(2, 3))
     x = g.op("Unsqueeze", "latents", g.ints(2))
     x = g.add(g.conv(x, "conv_pre", padding=3, planar=True), voice)
     for stage in range(stages):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config import PRESETS
-from ..errors import MissingDependency, SettingsError
+from ..errors import MissingDependency, OutputError, SettingsError, suggest
 from .options import FOLDER
 from .progress import Bar, table
 
@@ -20,15 +20,23 @@ if TYPE_CHECKING:
     from ..engine import Engine
 
 Row = dict[str, Any]
+PLOTS = (".png", ".svg", ".pdf")
+MOST_CLIENTS = 64
 RANDOM_CODES = 215  #: of a sample of random weights, ten seconds
-PARTS = ("graphs", "presets", "load", "start")
+PARTS = ("graphs", "presets", "stream", "load", "texts", "start")
+TEXT_SIZES = (20, 80, 200)  #: tokens
 
 
 def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> list[int]:
     try:
-        return [int(number) for number in value.split(",")]
+        numbers = [int(number) for number in value.split(",")]
     except ValueError:
-        raise click.BadParameter(f"{value!r} must be whole numbers, with commas between") from None
+        numbers = [0]
+    if min(numbers) < 1 or max(numbers) > MOST_CLIENTS:
+        raise click.BadParameter(
+            f"{value!r} must be whole numbers from 1 to {MOST_CLIENTS}, with commas between"
+        )
+    return numbers
 
 
 @click.command()
@@ -44,9 +52,7 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> list
     help="Without --engine: random weights of this size, made and exported once (official: 4 GB in the cache "
     "folder, two minutes, 8 GB of disk meanwhile; needs the extra export). They speak noise, of --codes codes.",
 )
-@click.option(
-    "--precision", default="fp32", show_default=True, metavar="NAME", help="Of random weights, as of export."
-)
+@click.option("--precision", metavar="NAME", help="Of random weights, as of export. [default: fp32]")
 @click.option(
     "--only", type=click.Choice(PARTS), multiple=True, help="What to measure; may be given several times."
 )
@@ -57,10 +63,12 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> list
     metavar="LIST",
     help=f"Whole syntheses to time: of {', '.join(PRESETS)}.",
 )
-@click.option("--samples", type=int, metavar="N", help="Samples to draw. [default: the preset's]")
+@click.option(
+    "--samples", type=click.IntRange(1), metavar="N", help="Samples to draw. [default: the preset's]"
+)
 @click.option(
     "--codes",
-    type=int,
+    type=click.IntRange(1),
     metavar="N",
     help=f"Most codes of a sample. [default: {RANDOM_CODES} of random weights, else as the model ends]",
 )
@@ -72,7 +80,9 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> list
     metavar="LIST",
     help="Requests at a time.",
 )
-@click.option("--repeats", type=int, default=5, show_default=True, metavar="N", help="Runs of each graph.")
+@click.option(
+    "--repeats", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Runs of each graph."
+)
 @click.option("-o", "--output", type=FOLDER, metavar="FILE", help="Append JSON lines to this file.")
 @click.option(
     "--plot", type=FOLDER, metavar="FILE", help="Draw the figures: .png or .svg; needs the extra bench."
@@ -81,7 +91,7 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> list
 def bench(
     engine: Path | None,
     size: str,
-    precision: str,
+    precision: str | None,
     only: tuple[str, ...],
     presets: str,
     samples: int | None,
@@ -92,7 +102,8 @@ def bench(
     plot: Path | None,
     quiet: bool,
 ) -> None:
-    """Verify an engine, then time it: each graph against the machine's ceilings, presets, many requests at once, starting.
+    """Verify an engine, then time it: each graph against the machine's ceilings, presets (once each), a stream, many
+    requests at once, texts of several lengths, starting.
 
     \b
     tortoise-rt bench --engine my-engine -o bench.jsonl --plot bench.png
@@ -106,10 +117,18 @@ def bench(
     for name in names:
         if name not in PRESETS:
             raise SettingsError(f"there is no preset {name!r}. Available: {', '.join(PRESETS)}")
+    if engine is not None and precision is not None:
+        raise SettingsError("--precision is of random weights: leave it out, or leave --engine out")
+    check_precision(precision)
+    for path in (output, plot):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise OutputError(f"cannot write {path}: give the name of a file in a folder that exists")
     if plot is not None:
+        if plot.suffix.lower() not in PLOTS:
+            raise OutputError(f"cannot draw {plot}: its suffix must be one of {', '.join(PLOTS)}")
         require_plots()
     with Bar(not quiet) as bar:
-        opened = choose_engine(engine or random_engine(size, precision, bar))
+        opened = choose_engine(engine or random_engine(size, precision or "fp32", bar))
         if engine is None and codes is None:
             codes = min(RANDOM_CODES, opened.dims["ar.mel_positions"] - 1)
         limits = ceilings()
@@ -138,6 +157,21 @@ def bench(
         from ..bench_plot import draw
 
         draw(rows, plot)
+
+
+def check_precision(name: str | None) -> None:
+    """Raise a SettingsError for a precision that export does not know, where it is installed."""
+    if name is None:
+        return
+    from .export import missing_build_package
+
+    try:
+        from tortoise_rt.export.bundle import AUTO
+        from tortoise_rt.export.quantize import PRECISIONS
+    except ImportError as error:
+        raise missing_build_package(error, "making random weights (or name an --engine)") from error
+    if name not in (*PRECISIONS, AUTO):
+        raise SettingsError(f"no precision is called {name!r}. {suggest(name, (*PRECISIONS, AUTO))}")
 
 
 def short_settings(engine: Engine) -> Any:
@@ -182,12 +216,18 @@ def measure(
             settings = bench_of.bench_settings(engine, preset, codes, num_autoregressive_samples=samples)
             found.append(bench_of.time_synthesis(engine, preset, settings))
         show(found)
+    settings = bench_of.bench_settings(
+        engine, "turbo", codes and min(codes, 60), num_autoregressive_samples=1,
+        decoder="hifigan" if engine.has("hifigan") else None,
+    )  # fmt: skip
+    if "stream" in parts and engine.has("hifigan"):
+        bar("a stream", 0, 1)
+        show([bench_of.time_stream(engine, settings)])
+    if "texts" in parts:
+        bar("texts", 0, 1)
+        show(list(bench_of.time_texts(engine, settings, TEXT_SIZES)))
     if "load" in parts:
         found = []
-        settings = bench_of.bench_settings(
-            engine, "turbo", codes and min(codes, 60), num_autoregressive_samples=1,
-            decoder="hifigan" if engine.has("hifigan") else None,
-        )  # fmt: skip
         for done, count in enumerate(clients):
             bar(f"{count} at a time", done, len(clients))
             found.append(bench_of.time_load(engine, settings, count, 2 * max(clients)))
@@ -236,9 +276,11 @@ def require_plots() -> None:
 def report(rows: Sequence[Row]) -> str:
     """A table of rows of one kind."""
     columns = {
-        "graph": ("graph", "what", "precision", "ms", "ms_least", "ms_most", "gflops", "share_of_arithmetic",
-                  "weights_gb_per_second", "share_of_memory"),
+        "graph": ("graph", "what", "precision", "error", "ms", "ms_least", "ms_most", "gflops", "share_of_arithmetic",
+                  "gb_per_second", "share_of_memory"),
         "synthesis": ("preset", "samples", "steps", "decoder", "audio_s", "seconds", "real_time_factor", "peak_rss_mib"),
+        "stream": ("first_s", "audio_s", "seconds", "real_time_factor", "longest_gap_s"),
+        "texts": ("tokens", "seconds", "audio_s", "audio_per_second"),
         "load": ("clients", "requests", "audio_per_second", "p50_s", "p90_s"),
         "start": ("open_s", "all_graphs_s", "peak_rss_mib", "bundle_mb"),
     }[rows[0]["kind"]]  # fmt: skip

@@ -22,7 +22,7 @@ settings_options = apply(
             type=_choose(list(PRESETS)),
             help="Samples and diffusion steps: 16 and 30 without guidance (ultra_fast), 96 and 80 (fast), 256 and 200 "
             "(standard), 256 and 400 (high_quality), as TorToiSe has them. With the sampler dpm++2m, which needs fewer "
-            "steps: 16 and 10 without guidance (turbo), 96 and 20, the last half guided (swift). Options below "
+            "steps: 16 and 10 without guidance (turbo), 96 and 20, the last 15 guided (swift). Options below "
             "override it. [default: the engine's, else fast]",
         ),
         click.option(
@@ -129,7 +129,7 @@ settings_options = apply(
             "--cond-free-share",
             kind=float,
             metavar="X",
-            help="Share of the steps, the last ones, that are guided, 0 to 1: the first hardly gain. [default: 1]",
+            help="Share of the steps, the last ones, that are guided, 0 to 1: guidance is weak in the first. [default: 1]",
         ),
         _number(
             "--diffusion-temperature",

@@ -175,7 +175,7 @@ def check_constants(recording: Recording, subject: Subject) -> None:
 def check_guidance(recording: Recording, subject: Subject) -> None:
     for match in recording.matches(r"cfk_(\d+)"):
         steps = int(match[1])
-        own = np.array([guidance_scale(GUIDANCE, i, steps) for i in range(steps)])
+        own = np.array([guidance_scale(GUIDANCE, i / steps) for i in range(steps)])
         recording.compare(match[0], own, CONSTANTS, measure=elementwise_error)
 
 
