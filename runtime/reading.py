@@ -6,6 +6,7 @@ made again alone.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -27,6 +28,7 @@ from .spec import SAMPLE_RATE
 from .streaming import Chunks, Pace
 from .voice import Voice, VoiceLatents
 
+log = logging.getLogger("tortoise_rt")
 PAUSE = 0.25  #: seconds of silence between sentences
 PARAGRAPH = 2.5  #: times as long between paragraphs
 AHEAD = 16  #: sentences of a text still arriving that are kept in hand
@@ -127,6 +129,10 @@ class Reader:
         for wav in handle if isinstance(handle, StreamHandle) else [handle.result().wavs[0]]:
             yield np.concatenate([np.zeros(silence, np.float32), wav])
             silence = 0
+        if not handle.result().complete:
+            log.warning(
+                "the voice did not stop by itself, so words may be missing: %r", said.sentence.text[:60]
+            )
 
     def _silence(self, said: _Said) -> int:
         """Samples before a sentence."""

@@ -189,7 +189,7 @@ def test_a_run_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     def compare(speaker: EngineSpeaker, text: str, seed: int) -> dict[str, Any]:
         if next(said) == 5:
             raise KeyboardInterrupt
-        return {"kind": "stream", "text": text, "difference": 0.0, "whole_s": 1.0, "ok": True}
+        return {"kind": "stream", "text": text, "difference": 0.0, "whole_s": 1.0, "first_s": 0.2, "ok": True}
 
     monkeypatch.setattr(intelligibility, "QUICK", 2)
     monkeypatch.setattr(intelligibility, "compare_stream", compare)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -183,3 +184,10 @@ def test_the_pace_of_a_reading() -> None:
         wav = np.concatenate([piece.wav for piece in made_reader.read(STORY)])
     assert made_reader.pace.sound == pytest.approx(len(wav) / SAMPLE_RATE)
     assert 0 < made_reader.pace.first <= made_reader.pace.spent
+
+
+def test_sentences_that_do_not_end_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("tortoise_rt").propagate = True
+    with scheduler(FakeEngine()) as made, caplog.at_level(logging.WARNING, "tortoise_rt"):
+        list(reader(made, max_mel_tokens=6).read("The boat came in, and nobody knew who was on it."))
+    assert "did not stop by itself" in caplog.text and "The boat came in" in caplog.text
