@@ -111,22 +111,13 @@ def test_equal_steps_of_requests_run_as_one() -> None:
     np.testing.assert_array_equal(results[0].wavs[0], results[2].wavs[0])
 
 
-@pytest.mark.parametrize("decoder", ["hifigan", "diffusion"])
-def test_latents_come_with_the_codes_where_all_samples_are_decoded(decoder: str) -> None:
+def test_latents_come_with_the_codes_where_hifigan_decodes_all_samples() -> None:
     engine = Counting()
-    arguments = dict(decoder=decoder, num_autoregressive_samples=2, k=2, max_mel_tokens=60)
+    arguments = dict(num_autoregressive_samples=2, k=2, max_mel_tokens=60)
     with scheduler(engine) as made:
         result = submit(made, **arguments).result(WAIT)
     assert max(codes for _, _, codes in engine.steps) == 1  # no pass over all codes
     assert_same(FakeEngine(), result, 1, **arguments)
-
-
-@pytest.mark.parametrize("limit", range(30, 48))
-def test_latents_of_rows_whose_end_was_mended(limit: int) -> None:
-    """The last three codes of a row are replaced, of which some may have been read as drawn."""
-    arguments = dict(decoder="diffusion", num_autoregressive_samples=1, max_mel_tokens=limit)
-    with scheduler(FakeEngine()) as made:
-        assert_same(made.engine, submit(made, **arguments).result(WAIT), 1, **arguments)
 
 
 def test_the_pool_keeps_to_its_budget() -> None:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from ..autoregressive import ROWS, read_prompt
 from ..config import Settings, check_number
 from ..engine import Engine, Memo
@@ -409,7 +411,7 @@ class Scheduler:
         if draw.prompt is None:
             draw.prompt = read_prompt(engine, draw.voice, draw.text)
         uniforms = draw.rand.uniforms(sample, draw.codes.shape[1])
-        made = Sample.begin(number, sample, draw.settings, uniforms, draw.decoder, draw.prompt, start)
+        made = Sample.begin(number, sample, draw.settings, uniforms, draw.keeps, draw.prompt, start)
         draw.live = made if draw.streams else None
         self.rows.add(made, draw.prompt)
 
@@ -421,9 +423,8 @@ class Scheduler:
                 return
             draw = job.draw
             draw.codes[sample.number, : len(sample.codes)] = sample.codes
-            kept = sample.kept_latents()
-            if kept is not None:
-                draw.latents[kept[0].tobytes()] = kept[1]
+            if sample.keeps:
+                draw.latents[np.array(sample.codes, np.int64).tobytes()] = np.stack(sample.latents)[None]
             draw.finished += 1
             draw.progress(draw.finished, len(draw.codes))
             if self.policy.finish(sample.request, sample.number) and job.waits_for is draw:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..autoregressive import FIRST_SEEN, Prompt, codes_to_decode
+from ..autoregressive import FIRST_SEEN, Prompt
 from ..config import ARSettings
 from ..engine import Array, Engine
 from ..errors import EngineError
@@ -16,23 +16,18 @@ from ..sampling import draw
 
 @dataclass(eq=False)
 class Sample:
-    """One autoregressive draw on its way.
-
-    Where a decoder is named, the latents it needs are kept: those of the codes drawn, then, while the sample keeps
-    its row, those of the silence that the decoder is to hear behind them.
-    """
+    """One autoregressive draw on its way."""
 
     request: int
     number: int  #: of the request's samples
     settings: ARSettings
     uniforms: Array  #: (limit,) float64: draw i uses element i
-    decoder: str | None
+    keeps: bool  #: whether its latents are kept
     logits: Array  #: (vocabulary,) float32, of the next code
     latents: list[Array]  #: (dim,) each, of the codes read and of the next
     seen: Array  #: (vocabulary,) bool: codes that the repetition penalty falls on
     codes: list[int] = field(default_factory=list)  #: drawn so far
     read: int = 0  #: codes read so far
-    forced: Array | None = None  #: what is decoded, once all is drawn
 
     @classmethod
     def begin(
@@ -41,52 +36,24 @@ class Sample:
         number: int,
         settings: ARSettings,
         uniforms: Array,
-        decoder: str | None,
+        keeps: bool,
         prompt: Prompt,
         start: int,
     ) -> Sample:
         seen = np.zeros(len(prompt.logits), bool)
         seen[[*FIRST_SEEN, start]] = True
-        return cls(request, number, settings, uniforms, decoder, prompt.logits, [prompt.latent], seen)
-
-    @property
-    def next(self) -> int:
-        """The code to be read."""
-        return int((self.codes if self.forced is None else self.forced)[self.read])
+        return cls(request, number, settings, uniforms, keeps, prompt.logits, [prompt.latent], seen)
 
     def draw(self, start: int, stop: int) -> bool:
-        """Draw the next code unless that is done; -> whether there is one to be read."""
-        if self.forced is None:
-            if len(self.codes) > self.read:
-                return True
-            if not np.isfinite(self.logits).all():
-                raise EngineError(
-                    "the autoregressive network gives no finite numbers for this voice and text"
-                )
-            u = self.uniforms[len(self.codes)]
-            code = draw(self.logits, self.seen, u, start, self.settings)
-            self.codes.append(code)
-            self.seen[code] = True
-            if code != stop and len(self.codes) < len(self.uniforms):
-                return True
-            if self.decoder is None:
-                return False
-            drawn = np.full(len(self.uniforms), stop, np.int64)
-            drawn[: len(self.codes)] = self.codes
-            self.forced = codes_to_decode(drawn, stop, self.decoder)
-        return len(self.latents) < len(self.forced)
-
-    def kept_latents(self) -> tuple[Array, Array] | None:
-        """Once done: the codes (codes,) to be decoded and their latents (1, codes, dim), where they were kept.
-
-        None as well where the end of the row was mended after the network had read it as drawn.
-        """
-        if self.forced is None:
-            return None
-        as_drawn = min(self.read, len(self.codes) - 1, len(self.forced))
-        if not np.array_equal(self.forced[:as_drawn], self.codes[:as_drawn]):
-            return None
-        return self.forced, np.stack(self.latents[: len(self.forced)])[None]
+        """Draw the next code unless that is done; -> whether it is to be read: not after the last."""
+        if len(self.codes) > self.read:
+            return True
+        if not np.isfinite(self.logits).all():
+            raise EngineError("the autoregressive network gives no finite numbers for this voice and text")
+        code = draw(self.logits, self.seen, self.uniforms[len(self.codes)], start, self.settings)
+        self.codes.append(code)
+        self.seen[code] = True
+        return code != stop and len(self.codes) < len(self.uniforms)
 
 
 class Rows:
@@ -159,7 +126,7 @@ class Rows:
         codes = np.full((rows, 1), self._stop, np.int64)
         positions = np.ones((rows, 1), np.int64)
         for row, sample in enumerate(samples):
-            codes[row] = sample.next
+            codes[row] = sample.codes[sample.read]
             positions[row] += sample.read + (sample.settings.kv_positions == "upstream")
         cache = self._engine.first_rows(self._cache, rows)
         cache.lengths[used:] = 0  # of rows that hold no sample
@@ -169,7 +136,7 @@ class Rows:
         for row, sample in enumerate(samples):
             sample.read += 1
             sample.logits = logits[row]
-            if sample.decoder is not None:
+            if sample.keeps:
                 sample.latents.append(latents[row, 0].copy())
         self.steps += 1
         self.computed += rows

@@ -24,7 +24,7 @@ class Draw:
     settings: ARSettings
     rand: Randomness
     progress: autoregressive.Progress
-    decoder: str | None  #: whose latents are kept
+    keeps: bool  #: whether latents are kept as they come
     codes: Array  #: (samples, limit), padded with stop
     latents: dict[bytes, Array]  #: where they are kept: codes -> (1, codes, dim)
     prompt: autoregressive.Prompt | None = None
@@ -63,10 +63,12 @@ class SharedStage:
         limit = autoregressive.code_limit(settings, engine.dims)
         samples = 1 if settings.greedy else settings.samples  # greedy ones are all the same
         codes = np.full((samples, limit), engine.dims["ar.stop_code"], np.int64)
-        # Where every sample is decoded, its latents are kept as they come; else a pass over the best ones is cheaper.
-        keep = settings.samples == self._settings.candidates and settings.kv_positions == "trained"
-        decoder = self._settings.decoder if keep else None
-        self._draw = Draw(voice, text, settings, rand, progress, decoder, codes, self._known)
+        # Where HiFi-GAN decodes every sample, latents are kept as they come; else a pass over the best is cheaper.
+        # Diffusion makes hundreds of a difference in the last bit, so its latents come from a pass that is the same
+        # whoever shares the rows.
+        every = settings.samples == self._settings.candidates and settings.kv_positions == "trained"
+        keeps = every and self._settings.decoder == "hifigan"
+        self._draw = Draw(voice, text, settings, rand, progress, keeps, codes, self._known)
         self._take(self._draw)
         return np.repeat(codes, settings.samples // samples, axis=0)
 
@@ -83,7 +85,7 @@ class SharedStage:
         """As ``autoregressive.stream_codes``; the request's thread wakes when as many codes as ``wanted`` are there."""
         limit = autoregressive.code_limit(settings, engine.dims)
         codes = np.full((1, limit), engine.dims["ar.stop_code"], np.int64)
-        draw = Draw(voice, text, settings, rand, progress, "hifigan", codes, {}, streams=True)
+        draw = Draw(voice, text, settings, rand, progress, True, codes, {}, streams=True)
         given = 0
         while True:
             draw.wanted = given + max(1, wanted())

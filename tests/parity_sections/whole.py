@@ -110,21 +110,24 @@ class Dictated(ProxyEngine):
 
 
 def kept_latents(recording: Recording, subject: Subject, result: Result, sample: int) -> Array | None:
-    """The latents (1, codes, dim) that the scheduler keeps while it decodes a sample as it was recorded.
+    """The latents (1, codes, dim) up to the stop that the scheduler keeps while it decodes a sample as it was recorded.
 
-    None where it cannot keep them, because codes that were read were replaced afterwards.
+    None for checkpoints without HiFi-GAN, for which it keeps them.
     """
+    if not subject.engine.has("hifigan"):
+        return None
     engine = Dictated(subject.engine, result.codes[sample])
     settings = make_settings(
         num_autoregressive_samples=1,
         max_mel_tokens=result.codes.shape[1],
-        diffusion_iterations=1,
+        decoder="hifigan",
         greedy=True,
     )
     with Scheduler(engine, subject.load_tokenizer(), rows=1) as scheduler:
         again = scheduler.submit(recording["ids"].tolist(), result.voice, settings, 0).result()
     assert (again.codes == result.codes[sample]).all()
-    return None if engine.passes else again.latents[0]
+    assert engine.passes == 0
+    return again.latents[0]
 
 
 def check_run(recording: Recording, subject: Subject, run: str) -> None:
