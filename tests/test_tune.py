@@ -49,7 +49,11 @@ def test_every_form_is_measured_and_the_fastest_near_one_is_taken(bundle: tuple[
         quick = [t for t in able if t["milliseconds"] <= tune.GAIN * min(t["milliseconds"] for t in able)]
         assert chosen["error"] == min(t["error"] for t in quick)
     assert [t["error"] == 0 for t in trials] == [t["precision"] == "fp32" for t in trials]
-    assert "chosen" in said and "too far off" in said and "whole clips" in said
+    assert "chosen" in said and "too far off" in said
+    # Clips are heard where anything but fp32 would be; which forms are fastest is the machine's to say.
+    heard = ("ar_step", "diffusion_align", "diffusion_condition", "diffusion_denoise")
+    reduced = any(manifest["precision"][graph] != "fp32" for graph in heard)
+    assert bool(whole) == ("whole clips" in said) and (whole or not reduced)
 
 
 def test_what_was_chosen_is_what_runs(bundle: tuple[Path, str]) -> None:
