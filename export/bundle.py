@@ -6,10 +6,9 @@ import contextlib
 import errno
 import gc
 import json
-import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,6 +40,7 @@ from tortoise_rt.text import Tokenizer
 from .checkpoints import Checkpoints
 from .onnx import write_graph
 from .parity import GraphParity, check_graphs, require_parity
+from .publish import bundle_files, locked, publish, restore
 from .quantize import PRECISIONS, QUANTIZED, graph_precision
 from .tune import TEXT_IDS, TEXTS, as_rows, choose_precisions
 
@@ -90,11 +90,11 @@ def export_bundle(
     chosen = _check_tokenizer(tokenizer, source.folder / "tokenizer.json")
     if not output.parent.is_dir():
         raise OutputError(f"no folder {output.parent} to write {output.name} into: create it first")
-    with _locked(output):
+    with locked(output):
         temporary = output.parent / f".{output.name}.partial"
         shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed
         try:
-            _restore(output)
+            restore(output)
             _check_output(output, source, force, AUTO_BYTES if precision == AUTO else 1.0)
             temporary.mkdir()
             folder = source.folder.resolve()
@@ -132,7 +132,7 @@ def _check_output(output: Path, source: Checkpoints, force: bool, times: float) 
 
 def _check_replaceable(output: Path) -> None:
     """Raise OutputError unless the folder's files are a bundle, of whatever format or health, and nothing else."""
-    if output.is_dir() and not _files(output):
+    if output.is_dir() and not bundle_files(output):
         return
     try:
         strangers = unlisted(output, load_manifest(output))
@@ -297,117 +297,3 @@ def _version(package: str) -> str | None:
     with contextlib.suppress(PackageNotFoundError):
         return version(package)
     return None
-
-
-def publish(bundle: Path, output: Path) -> None:
-    """Move a bundle's folder to ``output`` on the same disk, an older one being set aside until it is in place.
-
-    Sub-folders of the older one stay: its files are then exchanged one by one, and all of them put back when that
-    fails; when the process is killed meanwhile, the next call or export puts them back first.
-    """
-    for path in bundle.iterdir():
-        with path.open("r+b") as file:
-            os.fsync(file.fileno())
-    _sync_folder(bundle)
-    _restore(output)
-    old = _aside(output)
-    if output.exists():  # else what lies at ``old`` is all there is: a run was killed between the two renames
-        shutil.rmtree(old, ignore_errors=True)
-    if output.exists() and any(path.is_dir() for path in output.iterdir()):
-        old.mkdir()
-        away = [(path, old / path.name) for path in _files(output)]
-        _move_all(away + [(path, output / path.name) for path in reversed(_files(bundle))])
-        _sync_folder(output)
-    else:
-        aside = [(output, old)] if output.exists() else []
-        _move_all([*aside, (bundle, output)])
-    _sync_folder(output.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _aside(output: Path) -> Path:
-    """Where ``publish`` puts the older bundle meanwhile."""
-    return output.parent / f".{output.name}.old"
-
-
-def _restore(output: Path) -> None:
-    """Put back the files of a bundle whose exchange was cut short: its manifest is set aside, and no newer one in place.
-
-    Files of the bundle that was to come go, where the older one had none of that name. The manifest is last to
-    return, so that this can be cut short as well.
-    """
-    old = _aside(output)
-    if not output.is_dir() or (output / MANIFEST).exists() or not (old / MANIFEST).is_file():
-        return
-    for name in unlisted(output, load_manifest(old)):
-        if name.partition(".")[0] in {*GRAPHS, "tokenizer"}:
-            (output / name).unlink()
-    for path in reversed(_files(old)):
-        path.replace(output / path.name)
-    _sync_folder(output)
-
-
-def _files(folder: Path) -> list[Path]:
-    """A bundle's files, the manifest first: without it they are no bundle."""
-    files = [path for path in folder.iterdir() if not path.is_dir()]
-    return sorted(files, key=lambda path: (path.name != MANIFEST, path.name))
-
-
-def _move_all(moves: list[tuple[Path, Path]]) -> None:
-    """Rename each to the other in turn; when one fails, rename back those before it."""
-    begun: list[tuple[Path, Path]] = []
-    try:
-        for source, target in moves:
-            begun.append((source, target))
-            source.rename(target)
-    except BaseException:  # a signal between two of them, too
-        for source, target in reversed(begun):
-            if not source.exists():
-                target.rename(source)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put a folder's entries on disk, where the system can."""
-    with contextlib.suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-
-
-@contextlib.contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Holds the lock of ``output``; raises OutputError when another process is exporting to it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: renaming still keeps bundles whole
-        yield
-        return
-    path = output.parent / f".{output.name}.lock"
-    while True:
-        try:
-            file = path.open("w")
-        except OSError as error:
-            raise OutputError(f"cannot write into {output.parent}: {error}") from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise OutputError(f"another process is exporting to {output}: wait for it") from None
-            if not _is_open_at(path, file.fileno()):
-                continue  # its holder finished and removed it after it was opened here
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _is_open_at(path: Path, number: int) -> bool:
-    """Whether the open file is the one at ``path``."""
-    try:
-        return os.path.samestat(os.fstat(number), path.stat())
-    except FileNotFoundError:
-        return False

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tortoise_rt import autoregressive, conditioning, diffusion, ranking
+from tortoise_rt.bench import decode_step
 from tortoise_rt.config import Settings, make_settings
 from tortoise_rt.engine import Array, Engine, KVCache, ProxyEngine
 from tortoise_rt.rng import Philox
@@ -182,8 +183,11 @@ def _measure(
             errors[precision] = _distance(engine, judge, graph, kept.calls[graph])
     told(f"timing {graph}")
     if graph == "ar_step":
-        rows = (1, MANY_ROWS)
-        each = [_by_turns({p: _step(engine, n) for p, engine in engines.items()}) for n in rows]
+        held = min(CONTEXT, judge.dims["ar.mel_positions"] - 2)
+        each = [
+            _by_turns({p: decode_step(engine, rows, held) for p, engine in engines.items()})
+            for rows in (1, MANY_ROWS)
+        ]
         seconds = {p: statistics.geometric_mean(found[p] for found in each) for p in engines}
     else:
         largest = max(kept.calls[graph], key=lambda inputs: sum(array.size for array in inputs.values()))
@@ -220,19 +224,6 @@ def _by_turns(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
             run()
             seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(found[1:]) for name, found in seconds.items()}
-
-
-def _step(engine: Engine, rows: int) -> Callable[[], Any]:
-    """One code for each row, behind a context."""
-    held = min(CONTEXT, engine.dims["ar.mel_positions"] - 2)
-    cache = engine.new_cache(rows, held + 1)
-    codes, positions = np.full((rows, 1), 1), np.full((rows, 1), held)
-
-    def step() -> None:
-        cache.lengths[:] = held  # of zeros, which take as long
-        engine.ar_step(cache, codes, positions)
-
-    return step
 
 
 def _divergence(engine: Engine, judge: Engine, kept: _Kept) -> float:

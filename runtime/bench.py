@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import subprocess
@@ -109,7 +110,13 @@ def graph_cases(engine: Engine, codes: int = CODES) -> Iterator[Case]:
         held = min(CONTEXT, dims["ar.mel_positions"] - 2)
         for rows in (1, 4, 16):
             yield Case(
-                "ar_step", f"decode, {rows} rows", _decode(rows, held), rows, rows, rows * held, rows * held
+                "ar_step",
+                f"decode, {rows} rows",
+                functools.partial(decode_step, rows=rows, held=held),
+                rows,
+                rows,
+                rows * held,
+                rows * held,
             )
         yield Case("ar_step", f"prompt of {PROMPT}", _prompt, 1, PROMPT, PROMPT**2 // 2)
     plain: list[tuple[str, int, int, dict[str, Array]]] = []
@@ -184,18 +191,16 @@ def _precision_error(engine: Engine, graph: str) -> float | None:
     return None if found is None else float(f"{found['error']:.3g}")
 
 
-def _decode(rows: int, held: int) -> Callable[[Engine], Callable[[], Any]]:
-    def prepare(engine: Engine) -> Callable[[], Any]:
-        cache = engine.new_cache(rows, held + 1)
-        codes, positions = np.full((rows, 1), 1), np.full((rows, 1), held)
+def decode_step(engine: Engine, rows: int, held: int) -> Callable[[], None]:
+    """One code for each of ``rows``, behind ``held`` positions, again and again."""
+    cache = engine.new_cache(rows, held + 1)
+    codes, positions = np.full((rows, 1), 1), np.full((rows, 1), held)
 
-        def step() -> None:
-            cache.lengths[:] = held  # of zeros, which take as long
-            engine.ar_step(cache, codes, positions)
+    def step() -> None:
+        cache.lengths[:] = held  # of zeros, which take as long
+        engine.ar_step(cache, codes, positions)
 
-        return step
-
-    return prepare
+    return step
 
 
 def _prompt(engine: Engine) -> Callable[[], Any]:

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tortoise_rt.backends import open_engine
+from tortoise_rt.backends.fake import FakeEngine
+from tortoise_rt.engine import Engine
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # The test model is so small that torch's threads only wait for each other, the more so under pytest-xdist.
@@ -69,3 +73,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("TORTOISE_RT_DEBUG", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module", params=["fake", "onnx", "torch"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """An engine of each backend, tiny and with random weights."""
+    if request.param == "fake":
+        return FakeEngine()
+    if request.param == "torch":
+        pytest.importorskip("torch")
+        return open_engine(request.getfixturevalue("data"), "torch", "cpu")
+    return open_engine(request.getfixturevalue("random_bundle"), "onnx", "cpu")

@@ -172,7 +172,7 @@ def test_a_lock_that_its_holder_removed_is_not_held(tmp_path: Path, monkeypatch:
     fcntl = pytest.importorskip("fcntl")
     for package in ("torch", "onnx"):
         pytest.importorskip(package)
-    from tortoise_rt.export.bundle import _locked
+    from tortoise_rt.export.publish import locked
 
     lock, flock, calls = tmp_path / ".bundle.lock", fcntl.flock, []
 
@@ -183,9 +183,9 @@ def test_a_lock_that_its_holder_removed_is_not_held(tmp_path: Path, monkeypatch:
         flock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with _locked(tmp_path / "bundle"):
+    with locked(tmp_path / "bundle"):
         assert lock.exists() and len(calls) == 2
-        with pytest.raises(OutputError, match="another process"), _locked(tmp_path / "bundle"):
+        with pytest.raises(OutputError, match="another process"), locked(tmp_path / "bundle"):
             pass
     assert not lock.exists()
 

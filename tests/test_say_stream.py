@@ -200,11 +200,16 @@ def test_the_header_of_a_pipe() -> None:
     assert rate == SAMPLE_RATE and samples.tolist() == [0, 32767, -32767, 32767, -32767]
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
-    if not os.path.exists("/dev/full"):
-        pytest.skip("no /dev/full here")
+def test_a_folder_that_does_not_exist_is_told(tmp_path: Path) -> None:
     result = run("say", TEXT, "--stream", "-o", str(tmp_path / "missing" / "a.wav"))
     assert result.exit_code == 2 and "does not exist" in result.output
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/dev/full"), reason="this system has no /dev/full, a device that is full"
+)
+def test_a_full_disk_is_told() -> None:
     with open("/dev/full", "wb") as full:
         process = subprocess.run([*PROGRAM, TEXT, "--stream", "-o", "-"], stdout=full, stderr=subprocess.PIPE)
     assert process.returncode == 2 and b"Traceback" not in process.stderr
+    assert b"cannot write to standard output" in process.stderr

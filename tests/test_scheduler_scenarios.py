@@ -19,7 +19,6 @@ import pytest
 from scheduling import TEXTS, WAIT, WORST, assert_same, scheduler, submit
 
 from tortoise_rt import autoregressive, sampling
-from tortoise_rt.backends import open_engine
 from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Array, Engine, KVCache
@@ -107,16 +106,6 @@ def run_scenario(engine: Engine, rng: random.Random) -> Counter[str]:
         assert made.policy.free == made.policy.rows and len(made.policy) == 0
         assert made.rows is None or not made.rows.samples
     return ends
-
-
-@pytest.fixture(scope="module", params=["fake", "onnx", "torch"])
-def engine(request: pytest.FixtureRequest) -> Engine:
-    if request.param == "fake":
-        return FakeEngine()
-    if request.param == "torch":
-        pytest.importorskip("torch")
-        return open_engine(request.getfixturevalue("data"), "torch", "cpu")
-    return open_engine(request.getfixturevalue("random_bundle"), "onnx", "cpu")
 
 
 class Draws:
@@ -254,7 +243,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, engine: Faulty) -> None:
         monkeypatch.setattr(owner, name, watching)
 
     wrap(loop, "run_together", lambda engine, turns: {turn.request for turn in turns})
-    wrap(loop.Scheduler, "_begin", lambda self, number, *_: {number})
+    wrap(loop.Loop, "_begin", lambda self, number, *_: {number})
     wrap(rows.Rows, "step", lambda self: {sample.request for sample in self.samples})
 
     def move(self: rows.Rows) -> list[tuple[rows.Sample, Exception]]:

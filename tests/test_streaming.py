@@ -13,7 +13,6 @@ import pytest
 from scheduling import TEXTS, TOKENIZER, WAIT, Counting, scheduler, settings, voice
 
 from tortoise_rt import vocoder
-from tortoise_rt.backends import open_engine
 from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.engine import Array, Engine
 from tortoise_rt.errors import Cancelled, DeadlineExceeded, EngineError, SettingsError, TextError
@@ -26,16 +25,6 @@ from tortoise_rt.text import Tokenizer
 
 BOUND = 1e-5
 ONE = dict(num_autoregressive_samples=1, max_mel_tokens=60)
-
-
-@pytest.fixture(scope="module", params=["fake", "onnx", "torch"])
-def engine(request: pytest.FixtureRequest) -> Engine:
-    if request.param == "fake":
-        return FakeEngine()
-    if request.param == "torch":
-        pytest.importorskip("torch")
-        return open_engine(request.getfixturevalue("data"), "torch", "cpu")
-    return open_engine(request.getfixturevalue("random_bundle"), "onnx", "cpu")
 
 
 def in_pieces(decoder: StreamDecoder, latents: Array, sizes: Iterator[int]) -> list[Array]:

@@ -38,6 +38,10 @@ class Draw:
         """Codes of the first sample that are drawn, and whose latents are known."""
         return 0 if self.live is None else min(len(self.live.codes), len(self.live.latents))
 
+    @property
+    def has_what_is_wanted(self) -> bool:
+        return self.finished > 0 or self.ready >= self.wanted
+
 
 class SharedStage:
     """The autoregressive stage of one request, as its pipeline calls it."""
