@@ -163,6 +163,7 @@ class Pipeline:
         """Say ``text`` by HiFi-GAN; yields pieces (samples,) of the clip that :meth:`synthesize` gives, as codes are drawn.
 
         One sample, which is heard while it is drawn; ``chunks`` says how much a piece waits for. -> how it kept up.
+        With kv_positions "upstream", latents are those of the shifted positions, as in the reference's stream: another clip.
         """
         if settings.decoder != "hifigan" or settings.ar.samples > 1:
             raise SettingsError("a stream is one sample, decoded by hifigan: num_autoregressive_samples=1")

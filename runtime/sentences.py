@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 LONGEST = 200  #: characters, about 13 s of speech: longer sentences are cut where they breathe
+BLOCK = 2048  #: characters of a text given whole that are looked at before the first sentence is said
 _END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?=\s)")
 _BREATH = re.compile(r"[,;:—–](?=\s)|\s[-—–](?=\s)")
 #: words whose full stop does not end a sentence
@@ -158,6 +159,7 @@ class SentenceCutter:
 def cut(text: str | Iterable[str]) -> Iterator[Sentence]:
     """The sentences of a text, or of the pieces in which it comes."""
     cutter = SentenceCutter()
-    for piece in [text] if isinstance(text, str) else text:
+    blocks = (text[i : i + BLOCK] for i in range(0, len(text), BLOCK)) if isinstance(text, str) else text
+    for piece in blocks:
         yield from cutter.feed(piece)
     yield from cutter.finish()

@@ -194,7 +194,7 @@ class TextToSpeech:
 
         It is said sentence by sentence, the first with the seed, each other with the next seed, and ``pause`` seconds
         of silence between them; with ``split`` off the text is one clip. What is said of a sentence is, joined, the
-        clip that :meth:`tts` makes with its seed, one sample and the decoder "hifigan". Settings that ask for more
+        clip that :meth:`tts` makes with its seed, one sample and the decoder "hifigan" (not with kv_positions="upstream"). Settings that ask for more
         samples, or for diffusion, make pieces of whole sentences. A piece waits for ``stream_chunk_size`` codes; by
         default for few at first and then for as many as the listener has sound in hand for, 0 is all of a sentence.
         """

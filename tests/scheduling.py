@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,15 @@ def submit(made: Scheduler, text: str = TEXTS[0], seed: int = 1, **arguments: An
 def alone(engine: Engine, text: str = TEXTS[0], seed: int = 1, **arguments: Any) -> Result:
     pipeline = Pipeline(engine, Tokenizer(TOKENIZER))
     return pipeline.synthesize(text, voice(engine), settings(**arguments), seed)
+
+
+def settle(made: Scheduler) -> None:
+    """Until nothing is in flight; then no row may be held, in the policy or in the pool."""
+    until = time.monotonic() + 10
+    while (len(made.policy) or made._loop.thread) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert made.policy.free == made.policy.rows and len(made.policy) == 0
+    assert made.rows is None or not made.rows.samples
 
 
 WORST: dict[str, float] = {}  #: what was compared -> the largest difference so far, as a share of the range

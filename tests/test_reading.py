@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scheduling import TOKENIZER, WAIT, Counting, scheduler, settings, voice
+from scheduling import TOKENIZER, WAIT, Counting, scheduler, settings, settle, voice
 
 from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.engine import Array
@@ -149,10 +149,7 @@ def test_closing_gives_up_what_is_in_flight() -> None:
         pieces = reader(made).read(STORY * 50)
         next(pieces)
         pieces.close()
-        until = time.monotonic() + 10
-        while len(made.policy) and time.monotonic() < until:
-            time.sleep(0.01)
-        assert len(made.policy) == 0 and made.policy.free == 2
+        settle(made)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("request")]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from scheduling import WAIT, Counting, assert_same, scheduler, submit
+from scheduling import TEXTS, WAIT, Counting, assert_same, scheduler, settings, submit, voice
 
 from tortoise_rt import autoregressive
 from tortoise_rt.backends.fake import FakeEngine
@@ -56,6 +56,19 @@ def test_of_many_requests_some_prompts_are_read_again() -> None:
     assert 12 <= len([codes for _, text, codes in engine.steps if text]) < 24
 
 
+def test_streams_do_not_cost_others_their_prompts() -> None:
+    """A stream needs its prompt no more once it has begun."""
+    engine = Counting()
+    with scheduler(engine, rows=16) as made:
+        engine.before = lambda graph, rows: time.sleep(0.001)
+        one = settings(num_autoregressive_samples=1, max_mel_tokens=200)
+        streams = [made.stream(TEXTS[2], voice(engine), one, seed) for seed in range(6)]
+        submit(made, num_autoregressive_samples=6, k=3).result(WAIT)
+        for stream in streams:
+            stream.cancel()
+    assert sum(text > 0 for _, text, _ in engine.steps) == 7
+
+
 def test_many_candidates_take_no_more_memory() -> None:
     engine = Counting()
     with scheduler(engine, rows=4) as made:
@@ -67,14 +80,20 @@ def test_many_candidates_take_no_more_memory() -> None:
 def test_rows_are_full_while_samples_wait() -> None:
     engine = Counting()
     with scheduler(engine, rows=4) as made:
+        before_each: list[tuple[bool, int]] = []
+
+        def note(graph: str, rows: int) -> None:
+            if graph == "ar_step" and not engine.steps[-1][1]:
+                before_each.append((made.policy.waiting, rows))
+
+        engine.before = note
         submit(made, num_autoregressive_samples=40, max_mel_tokens=60).result(WAIT)
         assert made.rows is not None
         assert made.rows.computed == sum(
             rows for rows, text, codes in engine.steps if not text and codes == 1
         )
-    decoding = [rows for rows, text, codes in engine.steps if not text and codes == 1]
-    last_full = max(i for i, rows in enumerate(decoding) if rows == 4)
-    assert set(decoding[:last_full]) == {4}
+    full = [rows for waiting, rows in before_each if waiting]
+    assert len(full) > 100 and set(full) == {4}
 
 
 def test_a_request_keeps_to_its_batch_rows() -> None:
@@ -125,8 +144,16 @@ def test_vocoder_windows_of_requests_run_as_one(monkeypatch: pytest.MonkeyPatch)
     engine = Counting()
     with scheduler(engine, rows=4) as made:
         blocked = threading.Event()
-        engine.before = lambda graph, rows: (graph == "ar_voice" and blocked.wait(WAIT), None)[1]
+        entered = threading.Event()
+
+        def block(graph: str, rows: int) -> None:
+            if graph == "ar_voice":
+                entered.set()
+                blocked.wait(WAIT)
+
+        engine.before = block
         other = made.call(lambda engine: engine.run("ar_voice", mel=np.zeros((1, 80, 20), np.float32)))
+        assert entered.wait(WAIT)
         handles = [submit(made, seed=3, num_autoregressive_samples=1) for _ in range(3)]
         while any(job.waits_for is None for job in list(made._flight.jobs.values())):
             time.sleep(0.01)

@@ -139,6 +139,31 @@ def test_all_priorities_have_their_share_of_rows_and_calls() -> None:
     assert min(served["normal"], served["bulk"]) >= 20 and served["rows"] > 180
 
 
+@pytest.mark.parametrize("samples", [1, 16, 96])
+@pytest.mark.parametrize("low", [Priority.NORMAL, Priority.BULK])
+def test_nobody_starves_behind_open_requests(samples: int, low: Priority) -> None:
+    """As many requests of a higher priority as may be open, again and again, and one of many samples below them."""
+    made = policy(16, (8, low), queue=50, patience=20)
+    running: list[tuple[int, int]] = []
+    above, number, given = set[int](), 1, 0
+    while True:
+        while len(above) < 8:
+            made.submit(number, Priority.STREAM)
+            made.want(number, samples)
+            above.add(number)
+            number += 1
+        for request, sample in made.admit():
+            if request == 0:
+                assert given <= 21
+                return
+            given += 1
+            running.append((request, sample))
+        request, sample = running.pop(0)
+        if made.finish(request, sample):
+            made.drop(request)
+            above.discard(request)
+
+
 def test_few_prompts_are_kept_at_a_time() -> None:
     made = policy(16, *[(8, Priority.NORMAL)] * 5, (1, Priority.NORMAL), open_limit=2)
     begun = {request for request, _ in made.admit()}

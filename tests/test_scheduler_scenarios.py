@@ -16,7 +16,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scheduling import TEXTS, WAIT, WORST, assert_same, scheduler, submit
+from scheduling import (
+    BOUND,
+    TEXTS,
+    WAIT,
+    WORST,
+    alone,
+    assert_near,
+    assert_same,
+    scheduler,
+    settings,
+    settle,
+    submit,
+    voice,
+)
 
 from tortoise_rt import autoregressive, sampling
 from tortoise_rt.backends.fake import FakeEngine
@@ -24,8 +37,7 @@ from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Array, Engine, KVCache
 from tortoise_rt.errors import Cancelled, DeadlineExceeded, EngineError
 from tortoise_rt.machine import environment
-from tortoise_rt.pipeline import Result
-from tortoise_rt.scheduler import Handle, Priority, loop, rows
+from tortoise_rt.scheduler import Handle, Priority, StreamHandle, loop, rows
 from tortoise_rt.scheduler.turns import Turn
 
 SCENARIOS = int(os.environ.get("TORTOISE_RT_SCENARIOS", "12"))
@@ -42,6 +54,7 @@ class Said:
     after: int  #: it is submitted when so many events of the first have come
     cancelled: int | None  #: given up after so many of its own events
     timeout: float | None  #: seconds it has; too few or plenty
+    streams: bool  #: whether it is heard while it is drawn
 
 
 def drawn(rng: random.Random) -> Said:
@@ -59,6 +72,9 @@ def drawn(rng: random.Random) -> Said:
         sampler=rng.choice(["ancestral", "ddim", "dpm++2m"]),
         batch_rows=rng.choice([None, None, 1, 2]),
     )
+    streams = rng.random() < 0.2
+    if streams:
+        arguments |= dict(num_autoregressive_samples=1, k=1, decoder="hifigan", kv_positions="trained")
     gone = rng.randint(0, 3) if rng.random() < 0.25 else None
     return Said(
         rng.choice(TEXTS),
@@ -68,6 +84,7 @@ def drawn(rng: random.Random) -> Said:
         rng.randint(0, 3),
         gone,
         rng.choice([None, None, WAIT, WAIT, 0.003]),
+        streams,
     )
 
 
@@ -76,24 +93,24 @@ def run_scenario(engine: Engine, rng: random.Random) -> Counter[str]:
     requests = [drawn(rng) for _ in range(rng.randint(2, 5))]
     ends = Counter[str]()
     with scheduler(engine, rows=rng.randint(1, 6)) as made:
-        handles: list[Handle[Result]] = []
+        handles: list[Handle[Any]] = []
         for request in requests:
             if handles and request.after:
                 for _ in zip(range(request.after), handles[0].events(), strict=False):
                     pass
-            handles.append(
-                submit(
-                    made, request.text, request.seed, **request.arguments,
-                    priority=request.priority, timeout=request.timeout,
-                )
-            )  # fmt: skip
+            ask = dict(priority=request.priority, timeout=request.timeout)
+            if request.streams:
+                chosen = settings(**request.arguments)
+                handles.append(made.stream(request.text, voice(engine), chosen, request.seed, **ask))
+            else:
+                handles.append(submit(made, request.text, request.seed, **request.arguments, **ask))
             if request.cancelled is not None:
                 for _ in zip(range(request.cancelled), handles[-1].events(), strict=False):
                     pass
                 handles[-1].cancel()
         for request, handle in zip(requests, handles, strict=True):
             try:
-                result = handle.result(WAIT)
+                result = list(handle) if isinstance(handle, StreamHandle) else handle.result(WAIT)
             except Cancelled:
                 assert request.cancelled is not None
                 ends["given_up"] += 1
@@ -101,10 +118,14 @@ def run_scenario(engine: Engine, rng: random.Random) -> Counter[str]:
                 assert request.timeout is not None and request.timeout < WAIT
                 ends["too_late"] += 1
             else:
-                assert_same(engine, result, request.seed, text=request.text, **request.arguments)
+                if request.streams:
+                    (wav,) = alone(engine, request.text, request.seed, **request.arguments).wavs
+                    assert_near(np.concatenate(result), wav, BOUND, "streams")
+                    ends["streamed"] += 1
+                else:
+                    assert_same(engine, result, request.seed, text=request.text, **request.arguments)
                 ends["done"] += 1
-        assert made.policy.free == made.policy.rows and len(made.policy) == 0
-        assert made.rows is None or not made.rows.samples
+        settle(made)
     return ends
 
 
@@ -150,7 +171,8 @@ def test_any_company_gives_what_a_request_gives_alone(
     monkeypatch.setattr(loop, "run_together", counting)
     ends = sum((run_scenario(engine, random.Random(seed)) for seed in range(SCENARIOS)), Counter[str]())
     assert ends["done"] > SCENARIOS  # most are done, and some are given up
-    assert SCENARIOS < 10 or min(ends["given_up"], ends["too_late"], joined["diffusion_denoise"]) > 0
+    assert SCENARIOS < 10 or min(ends["given_up"], ends["too_late"], ends["streamed"]) > 0
+    assert SCENARIOS < 100 or joined["diffusion_denoise"] > 0
     seen = draws.summary()
     assert seen["logit_error"] < 1e-3 and seen["draws_nearer_to_an_edge_than_that"] < seen["draws"] / 100
     if log := os.environ.get("TORTOISE_RT_SCENARIO_LOG"):
@@ -246,7 +268,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, engine: Faulty) -> None:
     wrap(loop.Loop, "_begin", lambda self, number, *_: {number})
     wrap(rows.Rows, "step", lambda self: {sample.request for sample in self.samples})
 
-    def move(self: rows.Rows) -> list[tuple[rows.Sample, Exception]]:
+    def move(self: rows.Rows) -> list[tuple[rows.Sample, BaseException]]:
         before, slots = len(engine.touched), [sample for sample in self._slots if sample is not None]
         failed = close_holes(self)
         for (
@@ -272,16 +294,28 @@ def test_faults_of_the_engine_end_the_requests_they_touched_and_nothing_else(
         with monkeypatch.context() as patch, scheduler(engine, rows=rng.randint(1, 5)) as made:
             watch(patch, engine)
             requests = [drawn(rng) for _ in range(4)]
-            handles = [submit(made, r.text, r.seed, **r.arguments, priority=r.priority) for r in requests]
+            handles: list[Handle[Any]] = []
+            for r in requests:
+                if r.streams:
+                    asked = settings(**r.arguments)
+                    handles.append(made.stream(r.text, voice(engine), asked, r.seed, priority=r.priority))
+                else:
+                    handles.append(submit(made, r.text, r.seed, **r.arguments, priority=r.priority))
             for request, handle in zip(requests, handles, strict=True):
                 try:
-                    result = handle.result(WAIT)
+                    result = list(handle) if isinstance(handle, StreamHandle) else handle.result(WAIT)
                 except EngineError as error:
                     (touched,) = [numbers for fault, numbers in engine.touched if fault is error.__cause__]
                     assert handle.number in touched
                     ends["failed"] += 1
                 else:
-                    assert_same(FakeEngine(), result, request.seed, text=request.text, **request.arguments)
+                    if request.streams:
+                        (wav,) = alone(FakeEngine(), request.text, request.seed, **request.arguments).wavs
+                        assert_near(np.concatenate(result), wav, BOUND, "streams")
+                    else:
+                        assert_same(
+                            FakeEngine(), result, request.seed, text=request.text, **request.arguments
+                        )
                     ends["done"] += 1
-            assert made.policy.free == made.policy.rows and len(made.policy) == 0
+            settle(made)
     assert min(ends["done"], ends["failed"]) > SCENARIOS

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scheduling import TEXTS, TOKENIZER, WAIT, Counting, scheduler, settings, voice
+from scheduling import TEXTS, TOKENIZER, WAIT, Counting, scheduler, settings, settle, voice
 
 from tortoise_rt import vocoder
 from tortoise_rt.backends.fake import FakeEngine
+from tortoise_rt.config import Settings
 from tortoise_rt.engine import Array, Engine
 from tortoise_rt.errors import Cancelled, DeadlineExceeded, EngineError, SettingsError, TextError
 from tortoise_rt.pipeline import Pipeline
@@ -259,10 +260,45 @@ def test_whoever_leaves_gives_up() -> None:
         handle.cancel()
         with pytest.raises(Cancelled):
             list(handle)
-        until = time.monotonic() + 10
-        while len(made.policy) and time.monotonic() < until:
-            time.sleep(0.01)
-        assert made.policy.free == 2 and len(made.policy) == 0
+        settle(made)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("how", ["cancel", "close", "error"])
+def test_what_a_given_up_stream_held_is_free(how: str, strict: bool) -> None:
+    """Its thread waits for a listener and ends without the loop, while its sample is in the pool."""
+    long = settings(num_autoregressive_samples=1, max_mel_tokens=400)
+    pipeline = Pipeline(FakeEngine(), Tokenizer(TOKENIZER))
+    lengths = {seed: drawn_codes(pipeline, long, seed) for seed in range(40)}
+    seeds = sorted(lengths, key=lambda seed: -lengths[seed])[:3]
+    assert min(lengths[seed] for seed in seeds) > 25  # about half of them are heard before it is given up
+    engine = Counting()
+    engine.before = lambda graph, rows: time.sleep(0.01) if graph == "ar_step" else None
+    with scheduler(engine, rows=2, strict=strict) as made:
+        for seed in seeds:
+            handle = made.stream(TEXTS[2], voice(engine), long, seed, chunks=Chunks(1, grow=False))
+            pieces = iter(handle)
+            next(pieces)
+            if how == "error":
+                handle.put = lambda piece: 1 / 0  # type: ignore[method-assign]  # its own thread fails
+            else:
+                while handle.has_room:
+                    time.sleep(0.001)
+                time.sleep(0.02)
+                handle.cancel() if how == "cancel" else pieces.close()
+            handle.wait(WAIT)
+            others = [
+                made.submit(TEXTS[0], voice(engine), settings(max_mel_tokens=24), seed) for seed in (1, 2)
+            ]
+            for other in others:
+                other.result(WAIT)
+        settle(made)
+
+
+def drawn_codes(pipeline: Pipeline, chosen: Settings, seed: int) -> int:
+    """How many codes a sample has."""
+    result = pipeline.synthesize(TEXTS[2], voice(pipeline.engine), chosen, seed)
+    return int((result.codes[0] != result.stop_code).sum())
 
 
 def test_closing_ends_a_stream_that_nobody_takes() -> None:

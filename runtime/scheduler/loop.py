@@ -49,7 +49,6 @@ class Loop:
             try:
                 if not self._wait_for_work():
                     return
-                self._end_given_up()
                 self._begin_samples()
                 with self._flight.lock:
                     step, chosen = self._policy.decide(self._flight.turns, MOST_ROWS)
@@ -88,6 +87,8 @@ class Loop:
                     wake.append(max(patient))
                 self._flight.lock.wait(min(wake) - now if wake else None)
             self.thread = None
+            if self.rows is not None:
+                self.rows.discard(self.rows.samples)  # of requests that ended by themselves
             return False
 
     def _end_given_up(self) -> None:
@@ -98,8 +99,9 @@ class Loop:
             for number in given_up:
                 self._policy.release(number)
             self._flight.turns = [turn for turn in self._flight.turns if turn.request not in given_up]
-            if self.rows is not None:
-                self.rows.discard([sample for sample in self.rows.samples if sample.request in given_up])
+            if self.rows is not None:  # those of requests, too, whose thread has ended without the loop
+                live = self._flight.jobs.keys() - given_up
+                self.rows.discard([sample for sample in self.rows.samples if sample.request not in live])
             for job in given_up.values():
                 self._flight.done(job)
 
@@ -122,10 +124,10 @@ class Loop:
             if not done or not self._begin_samples():
                 break
         self._wake_streams()
-        while failed := self.rows.close_holes():
+        while stuck := self.rows.close_holes():
             # A request that fails takes its other samples out, which leaves new holes.
-            for sample, error in failed:
-                self._fail([sample.request], error)
+            for sample, problem in stuck:
+                self._fail([sample.request], problem)
         if not self.rows.samples:
             return
         try:
@@ -135,9 +137,10 @@ class Loop:
             self._fail([sample.request for sample in touched], error)
 
     def _begin_samples(self) -> int:
-        """Give free rows to samples that wait; -> how many."""
+        """Give free rows to samples that wait; -> how many. What the policy counts as free is free in the pool by then."""
         count = 0
         with self._flight.lock:
+            self._end_given_up()
             admitted = [(self._flight.jobs[number], sample) for number, sample in self._policy.admit()]
         for job, sample in admitted:
             draw = job.draw
@@ -154,8 +157,12 @@ class Loop:
                 for number, job in self._flight.jobs.items()
                 if (draw := job.draw) is not None and draw.prompt and not self._policy.more_samples(number)
             ]
-        for draw in begun[:-PROMPTS_KEPT]:
-            draw.prompt = None
+        later = [
+            draw for draw in begun if not (draw.keeps or draw.streams)
+        ]  # whose latents are still to come
+        for draw in begun:
+            if draw not in later[-PROMPTS_KEPT:]:
+                draw.prompt = None
         return count
 
     def _begin(self, number: int, sample: int, draw: Draw) -> None:
@@ -165,7 +172,8 @@ class Loop:
         if draw.prompt is None:
             draw.prompt = read_prompt(engine, draw.voice, draw.text)
         uniforms = draw.rand.uniforms(sample, draw.codes.shape[1])
-        made = Sample.begin(number, sample, draw.settings, uniforms, draw.keeps, draw.prompt, start)
+        keeps = draw.keeps or draw.streams
+        made = Sample.begin(number, sample, draw.settings, uniforms, keeps, draw.prompt, start)
         draw.live = made if draw.streams else None
         self.rows.add(made, draw.prompt)
 
@@ -177,7 +185,7 @@ class Loop:
                 return
             draw = job.draw
             draw.codes[sample.number, : len(sample.codes)] = sample.codes
-            if sample.keeps:
+            if draw.keeps:
                 draw.latents[np.array(sample.codes, np.int64).tobytes()] = np.stack(sample.latents)[None]
             draw.finished += 1
             draw.progress(draw.finished, len(draw.codes))

@@ -8,8 +8,8 @@ take and which calls run together, and knows at any moment who holds what.
   over gets the next one, so that nobody starves: a share of one in ``patience`` is its own, whatever comes before it.
 - Among equals, the request that holds the fewest rows gets the next one, and the one that was served longest ago
   the next call; then in order of arrival.
-- A request begins only while fewer than ``open_limit`` of its priority and above are open: begun, with samples still
-  waiting. Each costs the memory of a prompt.
+- A request begins only while fewer than ``open_limit`` of its priority are open: begun, with samples still waiting.
+  Each costs the memory of a prompt.
 - At most ``queue`` requests are known at a time: past that, ``submit`` raises QueueFull.
 """
 
@@ -167,15 +167,13 @@ class Policy:
         return self._entries[request].waiting
 
     def _next_for_a_row(self) -> _Entry | None:
-        opened = [entry.priority for entry in self._entries.values() if entry.open]
+        opened = Counter(entry.priority for entry in self._entries.values() if entry.open)
         able = [
             entry
             for entry in self._entries.values()
             # A request of one sample needs no prompt kept for another: it may always begin.
             if entry.may_hold_more
-            and (
-                entry.open or entry.samples == 1 or sum(p <= entry.priority for p in opened) < self.open_limit
-            )
+            and (entry.open or entry.samples == 1 or opened[entry.priority] < self.open_limit)
         ]
         if not able:
             return None

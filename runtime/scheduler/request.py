@@ -78,7 +78,8 @@ class StreamHandle(Handle[T]):
     """A request whose sound comes in pieces: iterate over it, once, from any one thread.
 
     What it failed with is raised behind the last piece. Whoever leaves the loop early gives the request up. It makes
-    MOST_PIECES ahead, and waits where they are not taken.
+    MOST_PIECES ahead, and waits where they are not taken: iterate over it or cancel it, or give it a timeout, as one that
+    is merely dropped holds its place.
     """
 
     def __init__(self, number: int, cancel: Callable[[], None], taken: Callable[[], None]) -> None:

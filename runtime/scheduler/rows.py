@@ -103,9 +103,9 @@ class Rows:
         gone = {id(sample) for sample in samples}
         self._slots = [None if id(sample) in gone else sample for sample in self._slots]
 
-    def close_holes(self) -> list[tuple[Sample, Exception]]:
+    def close_holes(self) -> list[tuple[Sample, BaseException]]:
         """Move the last samples into the holes; -> those that could not be moved, which have left the pool."""
-        failed = []
+        failed: list[tuple[Sample, BaseException]] = []
         while None in self._slots:
             sample = self._slots.pop()
             if sample is None:
@@ -114,7 +114,7 @@ class Rows:
             try:
                 self._engine.put_rows(self._cache, [place], self._cache, [len(self._slots)])
                 self._slots[place] = sample
-            except Exception as error:
+            except BaseException as error:
                 failed.append((sample, error))
         return failed
 

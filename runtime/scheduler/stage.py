@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class Draw:
     settings: ARSettings
     rand: Randomness
     progress: autoregressive.Progress
-    keeps: bool  #: whether latents are kept as they come
+    keeps: bool  #: whether ``latents`` gets those that come with the codes
     codes: Array  #: (samples, limit), padded with stop
     latents: dict[bytes, Array]  #: where they are kept: codes -> (1, codes, dim)
     prompt: autoregressive.Prompt | None = None
@@ -89,7 +90,7 @@ class SharedStage:
         """As ``autoregressive.stream_codes``; the request's thread wakes when as many codes as ``wanted`` are there."""
         limit = autoregressive.code_limit(settings, engine.dims)
         codes = np.full((1, limit), engine.dims["ar.stop_code"], np.int64)
-        draw = Draw(voice, text, settings, rand, progress, True, codes, {}, streams=True)
+        draw = Draw(voice, text, settings, rand, progress, False, codes, {}, streams=True)
         given = 0
         while True:
             draw.wanted = given + max(1, wanted())
@@ -105,19 +106,17 @@ class SharedStage:
     def code_latents(self, engine: Engine, voice: Array, text: Array, rows: Sequence[Array]) -> list[Array]:
         """As ``autoregressive.code_latents``; what is known from decoding is not computed again."""
         known = self._known
-        for row in rows:
-            if row.tobytes() not in known:
-                known[row.tobytes()] = self._latents(engine, voice, text, row)
+        missing = [row for row in rows if row.tobytes() not in known]
+        assert isinstance(engine, TurnEngine)
+        in_one_turn = engine.in_one_turn
+        prompt = None if self._draw is None else self._draw.prompt
+        if missing and prompt is None:
+            prompt = in_one_turn(lambda engine: autoregressive.read_prompt(engine, voice, text))
+        for row in missing:  # a turn for each: its cache is gone before another request's is there
+            compute = functools.partial(
+                autoregressive.code_latents, voice=voice, text=text, rows=[row], prompt=prompt
+            )
+            (known[row.tobytes()],) = in_one_turn(compute)
         if self._draw is not None:
             self._draw.prompt = None
         return [known[row.tobytes()] for row in rows]
-
-    def _latents(self, engine: Engine, voice: Array, text: Array, row: Array) -> Array:
-        """Of one row, in one turn: its cache is gone before another request's is there."""
-        prompt = None if self._draw is None else self._draw.prompt
-
-        def compute(engine: Engine) -> Array:
-            return autoregressive.code_latents(engine, voice, text, [row], prompt)[0]
-
-        assert isinstance(engine, TurnEngine)
-        return engine.in_one_turn(compute)
