@@ -141,7 +141,7 @@ class Engine(abc.ABC):
         return KVCache(self._take_rows(cache, index, capacity), lengths, capacity)
 
     def position_bytes(self) -> int:
-        """Bytes of one position of a row of a cache, in float32."""
+        """Bytes of one position of a row of a cache; in float32, unless the backend keeps another type."""
         return 2 * 4 * self.dims["ar.layers"] * self.dims["ar.dim"]
 
     def put_rows(self, target: KVCache, places: Sequence[int], source: KVCache, rows: Sequence[int]) -> None:

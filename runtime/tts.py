@@ -44,6 +44,7 @@ def choose_engine(
     checkpoints: str | Path | None = None,
     backend: str = "auto",
     device: str = "auto",
+    precision: str | None = None,
 ) -> Engine:
     """The engine that is given, or the one opened from a bundle or from checkpoints; the demo bundle for neither."""
     if engine is not None and checkpoints is not None:
@@ -54,7 +55,7 @@ def choose_engine(
         return engine
     if checkpoints is not None and backend == "auto":
         backend = "torch"
-    return open_engine(checkpoints if engine is None else engine, backend, device)
+    return open_engine(checkpoints if engine is None else engine, backend, device, precision)
 
 
 def choose_tokenizer(engine: Engine, path: str | Path | None, basic: bool = False) -> Tokenizer | None:
@@ -106,8 +107,9 @@ class TextToSpeech:
 
     ``engine`` is a bundle's folder or an open Engine, ``models_dir`` or ``checkpoints`` a folder of checkpoints
     (``models_dir`` may also be a bundle); with none of them, the demo bundle speaks. ``autoregressive_batch_size``
-    samples decode side by side, of all threads that call; it bounds memory and never changes a result. The cache is always on, and precision is the engine's: ``kv_cache``,
-    ``use_deepspeed`` and ``half`` are accepted and have no effect.
+    samples decode side by side, of all threads that call; it bounds memory and never changes a result. The cache is always on: ``kv_cache``,
+    ``use_deepspeed`` and ``half`` are accepted and have no effect. ``precision`` ("fp32", "fp16", "bf16") is of
+    checkpoints; a bundle has that of its export.
 
     Arrays in and out are NumPy; torch tensors are accepted, and returned when given.
     """
@@ -127,6 +129,7 @@ class TextToSpeech:
         engine: str | Path | Engine | None = None,
         checkpoints: str | Path | None = None,
         backend: str = "auto",
+        precision: str | None = None,
     ) -> None:
         if models_dir is not None and engine is not None:
             raise SettingsError(f"models_dir {models_dir} and engine {engine}: name one of the two")
@@ -134,7 +137,8 @@ class TextToSpeech:
         if autoregressive_batch_size is not None:
             check_settings(batch_rows=autoregressive_batch_size)
         device = "auto" if device is None else str(device)
-        self.engine = choose_engine(models_dir if engine is None else engine, checkpoints, backend, device)
+        chosen = models_dir if engine is None else engine
+        self.engine = choose_engine(chosen, checkpoints, backend, device, precision)
         self.enable_redaction = enable_redaction
         self._batch_rows = autoregressive_batch_size
         tokenizer = choose_tokenizer(self.engine, tokenizer_vocab_file, tokenizer_basic)
@@ -351,4 +355,6 @@ def _classifier(engine: str | Path | Engine | None) -> Engine:
 
 @functools.cache
 def _warn_about_half() -> None:
-    log.warning("half=True has no effect: precision is chosen when an engine is exported")
+    log.warning(
+        'half=True has no effect: precision is chosen when an engine is exported, or by precision="fp16" for checkpoints'
+    )

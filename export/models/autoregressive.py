@@ -52,8 +52,8 @@ class _Block(nn.Module):
         self.ln_2 = nn.LayerNorm(dim)
         self.mlp = _MLP(dim, inner)
 
-    def forward(self, x: Tensor, cache: Tensor, past: Tensor) -> Tensor:
-        """x: (rows, new, dim); cache: (2, rows, heads, capacity, head_dim), written at past: (rows,)."""
+    def forward(self, x: Tensor, cache: Tensor, past: Tensor, longest: int) -> Tensor:
+        """x: (rows, new, dim); cache: (2, rows, heads, capacity, head_dim), written at past: (rows,), at most longest."""
         rows, new, dim = x.shape
         qkv = self.attn.c_attn(self.ln_1(x)).reshape(rows, new, 3, self.attn.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -61,7 +61,7 @@ class _Block(nn.Module):
         row_index = torch.arange(rows, device=x.device)[:, None]
         cache[0][row_index, :, positions] = k.transpose(1, 2).to(cache.dtype)
         cache[1][row_index, :, positions] = v.transpose(1, 2).to(cache.dtype)
-        total = int(past.max()) + new
+        total = longest + new
         visible = torch.arange(total, device=x.device) <= positions[..., None]  # (rows, new, total)
         keys, values = cache[0, :, :, :total], cache[1, :, :, :total]
         h = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible[:, None])
@@ -185,11 +185,16 @@ class UnifiedVoice(nn.Module):
         text_ids: Tensor,
         codes: Tensor,
         code_positions: Tensor,
+        longest: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Graph ``ar_step``: extends ``cache`` in place, past: (rows,) int64 positions held."""
+        """Graph ``ar_step``: extends ``cache`` in place, past: (rows,) int64 positions held.
+
+        ``longest``: the largest of them, where it is known; to ask a device for it takes longer than a layer.
+        """
         x = self.embed(voice, text_ids, codes, code_positions)
+        longest = int(past.max()) if longest is None else longest
         for block, layer_cache in zip(self.gpt.h, cache, strict=True):
-            x = block(x, layer_cache, past)
+            x = block(x, layer_cache, past, longest)
         latents = self.final_norm(self.gpt.ln_f(x[:, -codes.shape[1] :]))
         return self.mel_head(latents[:, -1]), latents
 
@@ -206,7 +211,7 @@ class UnifiedVoice(nn.Module):
         cache = self.new_cache(rows, x.shape[1])
         past = torch.zeros(rows, dtype=torch.int64, device=codes.device)
         for block, layer_cache in zip(self.gpt.h, cache, strict=True):
-            x = block(x, layer_cache, past)
+            x = block(x, layer_cache, past, 0)
         return self.final_norm(self.gpt.ln_f(x))
 
     def forward(self, voice: Tensor, text_ids: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,8 @@ class AttentionBlock(nn.Module):
         rows, channels, time = x.shape
         # Channels of qkv are ordered (head, [q k v], channel of the head).
         qkv = self.qkv(self.norm(x)).reshape(rows, self.heads, 3, channels // self.heads, time)
-        q, k, v = qkv.transpose(-1, -2).unbind(2)
+        # CUDA's fused attention refuses channels that lie apart.
+        q, k, v = (part.contiguous() for part in qkv.transpose(-1, -2).unbind(2))
         bias = None if self.relative_pos_embeddings is None else self.relative_pos_embeddings(time)[None]
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return x + self.proj_out(h.transpose(-1, -2).reshape(rows, channels, time))
@@ -115,7 +116,7 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     head, rest = x[..., : angles.shape[-1]], x[..., angles.shape[-1] :]
     a, b = head.chunk(2, dim=-1)
     turned = head * angles.cos() + torch.cat((-b, a), dim=-1) * angles.sin()
-    return torch.cat((turned, rest), dim=-1)
+    return torch.cat((turned.to(x.dtype), rest), dim=-1)
 
 
 class _Gate(nn.Module):

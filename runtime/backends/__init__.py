@@ -12,17 +12,21 @@ BACKENDS = ("auto", "onnx", "torch", "fake")
 log = logging.getLogger("tortoise_rt")
 
 
-def open_engine(path: str | Path | None = None, backend: str = "auto", device: str = "auto") -> Engine:
+def open_engine(
+    path: str | Path | None = None, backend: str = "auto", device: str = "auto", precision: str | None = None
+) -> Engine:
     """An engine from a bundle, or from a folder of checkpoints (torch). None means the demo bundle that ships.
 
     ``backend`` "auto" takes onnx for a bundle and torch for checkpoints. A bundle with ``backend="torch"`` runs
-    the checkpoints that its manifest names. What is named here is used or refused, never replaced.
+    the checkpoints that its manifest names. ``precision`` is torch's: "fp32" by default, "fp16" or "bf16"; a bundle has
+    that of its export. What is named here is used or refused, never replaced.
     """
     from .. import bundle as bundles
 
     if backend not in BACKENDS:
         raise EngineError(f"unknown backend {backend!r}. {suggest(backend, BACKENDS)}")
     if backend == "fake":
+        _refuse(precision)
         from .fake import FakeEngine
 
         return FakeEngine()
@@ -40,6 +44,7 @@ def open_engine(path: str | Path | None = None, backend: str = "auto", device: s
                 f"{folder} is not an engine bundle (no {bundles.MANIFEST}). "
                 f"Make one: tortoise-rt export --checkpoints {folder} -o BUNDLE"
             )
+        _refuse(precision)
         from .onnx import open_bundle
 
         engine: Engine = open_bundle(bundles.read_bundle(folder), device)
@@ -54,6 +59,15 @@ def open_engine(path: str | Path | None = None, backend: str = "auto", device: s
                 f"{source} holds checkpoints, which need PyTorch: pip install 'tortoise-rt[export]', "
                 "or export a bundle where PyTorch is installed"
             ) from None
-        engine = TorchEngine(source, device)
+        engine = TorchEngine(source, device, precision or "fp32")
     log.info("engine: %s on %s from %s", engine.info.backend, engine.info.device, engine.info.source)
     return engine
+
+
+def _refuse(precision: str | None) -> None:
+    """Raise an EngineError for a precision where there is none to choose."""
+    if precision is not None:
+        raise EngineError(
+            f"precision {precision!r} is for the backend torch; a bundle has that of its export: leave it out, or run "
+            "checkpoints"
+        )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,17 @@ import numpy as np
 import torch
 
 from tortoise_rt.export.checkpoints import Checkpoints
-from tortoise_rt.export.models.graphs import GRAPH_FUNCTIONS
+from tortoise_rt.export.models.graphs import GRAPH_FUNCTIONS, GraphFunction
 
 from ..engine import Array, Engine, EngineInfo, KVCache
-from ..errors import EngineError
+from ..errors import EngineError, suggest
 from ..spec import GRAPHS
+
+#: precision -> the type of weights and of what lies between layers; sums, norms and softmax are float32 in all
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_NETWORKS = ("autoregressive", "clvp", "cvvp", "diffusion")
+#: precision -> networks that it is for. The others stay fp32: they are small, and a vocoder's error is heard as noise
+REDUCED = {"fp32": (), "fp16": (*_NETWORKS, "hifigan"), "bf16": _NETWORKS}
 
 
 def pick_device(device: str) -> torch.device:
@@ -31,19 +40,27 @@ def pick_device(device: str) -> torch.device:
     if not available.get(picked.type):
         there = ", ".join(name for name, yes in available.items() if yes)
         raise EngineError(f"PyTorch {torch.__version__} has no device {device!r} here. Available: {there}")
+    if picked.type == "cuda" and picked.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return picked
 
 
 class TorchEngine(Engine):
-    """Runs the graphs as torch modules. Networks are loaded when first used and stay on the device."""
+    """Runs the graphs as torch modules. Networks are loaded when first used and stay on the device.
 
-    def __init__(self, folder: str | Path, device: str = "auto") -> None:
+    precision: "fp32", "fp16" or "bf16", of weights and activations. On CUDA the calls of all threads take turns on a
+    stream of the engine's own.
+    """
+
+    def __init__(self, folder: str | Path, device: str = "auto", precision: str = "fp32") -> None:
+        if precision not in PRECISIONS:
+            raise EngineError(f"unknown precision {precision!r}. {suggest(precision, tuple(PRECISIONS))}")
         self.checkpoints = Checkpoints(folder)
         self.device = pick_device(device)
-        if self.device.type == "cuda":  # fp32 means fp32; PyTorch lets convolutions use TF32 by default
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        self._dtype, self._reduced = PRECISIONS[precision], REDUCED[precision]
         self._modules: dict[str, torch.nn.Module] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._fast = _open_fast(self.device)
         tokenizer = self.checkpoints.folder / "tokenizer.json"
         self.info = EngineInfo(
             backend="torch",
@@ -55,52 +72,106 @@ class TorchEngine(Engine):
             defaults=self.checkpoints.config.get("defaults", {}),
             notice=self.checkpoints.config.get("notice", ""),
             fingerprint=self.checkpoints.fingerprint(),
-            precision=dict.fromkeys(GRAPHS, "fp32"),
+            precision={g.name: precision if g.network in self._reduced else "fp32" for g in GRAPHS.values()},
         )
 
     def module(self, network: str) -> Any:
-        """The network's module on the device."""
-        with self._lock:
+        """The network's module on the device, in its precision."""
+        with self._lock, torch.inference_mode(False):
             if network not in self._modules:
-                self._modules[network] = self.checkpoints.load(network).to(self.device)
+                module = self.checkpoints.load(network).to(self.device)
+                if network in self._reduced:  # buffers stay as they are: angles need their bits
+                    for parameter in module.parameters():
+                        parameter.data = parameter.data.to(self._dtype)
+                self._modules[network] = module
             return self._modules[network]
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """What a call runs in: no gradients; on CUDA one call at a time, on the engine's stream."""
+        with torch.inference_mode():
+            if self._fast is None:
+                yield
+            else:
+                with self._lock, self._fast.running():
+                    yield
 
     def _to_device(self, array: Array) -> torch.Tensor:
         # Torch warns of arrays that cannot be written to, such as broadcast ones.
-        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        return tensor.to(self.device, non_blocking=True)
 
-    @torch.inference_mode()
+    def _to_host(self, tensors: tuple[torch.Tensor, ...]) -> tuple[Array, ...]:
+        """float32 arrays of their own."""
+        if self.device.type != "cuda":
+            return tuple(tensor.float().cpu().numpy() for tensor in tensors)
+        pinned = [torch.empty(tensor.shape, pin_memory=True) for tensor in tensors]
+        for held, tensor in zip(pinned, tensors, strict=True):
+            held.copy_(tensor.float(), non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        return tuple(held.numpy() for held in pinned)
+
     def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
-        module = self.module(GRAPHS[graph].network)
-        outputs = GRAPH_FUNCTIONS[graph](module, *(self._to_device(a) for a in inputs.values()))
-        return tuple(o.float().cpu().numpy() for o in outputs)
+        network = GRAPHS[graph].network
+        with self._turn():
+            module = self.module(network)
+            tensors = [self._to_device(array) for array in inputs.values()]
+            dtype = next(module.parameters()).dtype
+            tensors = [
+                tensor.to(dtype) if tensor.is_floating_point() and name != "timestep" else tensor
+                for name, tensor in zip(inputs, tensors, strict=True)
+            ]
+            function: GraphFunction = functools.partial(GRAPH_FUNCTIONS[graph], module)
+            if self._fast is None:
+                outputs = function(*tensors)
+            else:
+                outputs = self._fast.run(graph, function, module, tensors)
+            return self._to_host(outputs)
 
-    @torch.inference_mode()
+    def position_bytes(self) -> int:
+        """Bytes of one position of a row of a cache."""
+        return super().position_bytes() * self._dtype.itemsize // 4
+
     def _new_cache(self, rows: int, capacity: int) -> torch.Tensor:
-        return self.module("autoregressive").new_cache(rows, capacity)
+        with self._turn():
+            return self.module("autoregressive").new_cache(rows, capacity)
 
-    @torch.inference_mode()
     def _take_rows(self, cache: KVCache, rows: Array, capacity: int) -> torch.Tensor:
-        taken = self.module("autoregressive").new_cache(len(rows), capacity)
-        filled = int(cache.lengths[rows].max())
-        taken[..., :filled, :] = cache.state[:, :, self._to_device(rows), :, :filled]
-        return taken
+        with self._turn():
+            taken = self.module("autoregressive").new_cache(len(rows), capacity)
+            filled = int(cache.lengths[rows].max())
+            taken[..., :filled, :] = cache.state[:, :, self._to_device(rows), :, :filled]
+            return taken
 
-    @torch.inference_mode()
     def _put_rows(self, target: KVCache, places: Array, source: KVCache, rows: Array) -> None:
-        filled = int(source.lengths[rows].max())
-        taken = source.state[:, :, self._to_device(rows), :, :filled]
-        target.state[:, :, self._to_device(places), :, :filled] = taken
-        target.state[:, :, self._to_device(places), :, filled:] = (
-            0  # attention weighs it with 0, and 0 * NaN is NaN
-        )
+        with self._turn():
+            filled = int(source.lengths[rows].max())
+            to = self._to_device(places)
+            target.state[:, :, to, :, :filled] = source.state[:, :, self._to_device(rows), :, :filled]
+            target.state[:, :, to, :, filled:] = 0  # attention weighs it with 0, and 0 * NaN is NaN
 
     def _first_rows(self, cache: KVCache, count: int) -> torch.Tensor:
         return cache.state[:, :, :count]
 
-    @torch.inference_mode()
     def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
-        tensors = {name: self._to_device(array) for name, array in inputs.items()}
-        past = self._to_device(np.asarray(cache.lengths))
-        logits, latents = self.module("autoregressive").step(cache.state, past, **tensors)
-        return logits.float().cpu().numpy(), latents.float().cpu().numpy()
+        with self._turn():
+            model = self.module("autoregressive")
+            codes, positions = inputs["codes"], inputs["code_positions"]
+            one_code = codes.shape[1] == 1 and not inputs["voice"].shape[1] + inputs["text_ids"].shape[1]
+            if one_code and self._fast is not None and self._fast.decodes(model):
+                return self._fast.decode(cache, codes, positions)
+            tensors = {name: self._to_device(array) for name, array in inputs.items()}
+            tensors["voice"] = tensors["voice"].to(cache.state.dtype)
+            past = self._to_device(np.asarray(cache.lengths))
+            logits, latents = model.step(cache.state, past, **tensors, longest=int(cache.lengths.max()))
+            logits, latents = self._to_host((logits, latents))
+            return logits, latents
+
+
+def _open_fast(device: torch.device) -> Any:
+    """What makes CUDA fast, None on other devices."""
+    if device.type != "cuda":
+        return None
+    from .cuda import Fast
+
+    return Fast(device)

@@ -31,6 +31,7 @@ def detect(
     checkpoints: Path | None,
     backend: str,
     device: str,
+    precision: str | None,
 ) -> None:
     """Print the probability that each CLIP came from TorToiSe. The first 9 seconds of a clip are heard.
 
@@ -45,7 +46,7 @@ def detect(
     from ..tts import choose_engine
 
     wavs = [load_audio(clip, SAMPLE_RATE)[:MAX_SAMPLES] for clip in clips]
-    opened = choose_engine(engine, checkpoints, backend, device)
+    opened = choose_engine(engine, checkpoints, backend, device, precision)
     opened.require("detector")
     if not as_json:
         options.introduce(opened, bool(engine or checkpoints), "listens")

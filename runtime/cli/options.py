@@ -53,6 +53,11 @@ engine_options = apply(
             metavar="NAME",
             help="auto, cpu, cuda, cuda:N or mps.",
         ),
+        click.option(
+            "--precision",
+            metavar="NAME",
+            help="fp32, fp16 or bf16, of checkpoints; a bundle has that of its export. [default: fp32]",
+        ),
     ]
 )
 

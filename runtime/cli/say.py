@@ -76,6 +76,7 @@ def say(
     checkpoints: Path | None,
     backend: str,
     device: str,
+    precision: str | None,
     tokenizer: Path | None,
     basic_cleaners: bool,
     no_redaction: bool,
@@ -128,7 +129,7 @@ def say(
     if tokenizer is not None:
         Tokenizer(tokenizer)
     start = time.perf_counter()
-    opened = choose_engine(engine, checkpoints, backend, device)
+    opened = choose_engine(engine, checkpoints, backend, device, precision)
     load_seconds = time.perf_counter() - start
     if stream:
         settings = stream_settings(opened, preset, settings)

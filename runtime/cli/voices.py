@@ -80,6 +80,7 @@ def latents(
     checkpoints: Path | None,
     backend: str,
     device: str,
+    precision: str | None,
 ) -> None:
     """Compute the latents of clips, folders of clips or named voices (together one voice) and save them.
 
@@ -94,7 +95,7 @@ def latents(
     if not output.parent.is_dir():
         raise OutputError(f"the folder {output.parent} does not exist: create it, or write elsewhere")
     voice = options.pool_clips(sources, voice_dirs)
-    opened = choose_engine(engine, checkpoints, backend, device)
+    opened = choose_engine(engine, checkpoints, backend, device, precision)
     options.introduce(opened, bool(engine or checkpoints), "listens")
     made = Pipeline(opened).voice_latents(voice.clips)
     made.save(output)
