@@ -29,7 +29,7 @@ import torch
 from judge.gpu_speech import sentences, streams
 
 from tortoise_rt._version import __version__
-from tortoise_rt.backends.torch import TorchEngine
+from tortoise_rt.backends.torch import PRECISIONS, TorchEngine
 from tortoise_rt.config import make_settings
 from tortoise_rt.engine import KVCache
 from tortoise_rt.export.checkpoints import Checkpoints
@@ -232,7 +232,7 @@ def main() -> int:
     parser.add_argument("--size", choices=("official", "tiny"), default="official")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--precisions", default="fp32,fp16,bf16", help="comma-separated")
+    parser.add_argument("--precisions", default="fp32,fp16,bf16", help="to be timed")
     arguments = parser.parse_args()
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         print(f"skipped: PyTorch {torch.__version__} finds no CUDA device here")
@@ -251,7 +251,7 @@ def main() -> int:
 
     emit(environment(device))
     precisions = arguments.precisions.split(",")
-    for precision in precisions:
+    for precision in PRECISIONS:
         for row in parity(device, precision):
             emit(row)
     for row in (*whole_runs(device), *ceilings(device, arguments.repeats)):

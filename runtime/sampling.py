@@ -15,8 +15,10 @@ Array = np.ndarray
 
 def penalize(logits: Array, seen: Array, penalty: float) -> Array:
     """Divides positive and multiplies negative logits of ``seen`` codes (vocabulary,) bool by ``penalty``."""
-    scaled = np.where(logits < 0, logits * np.float32(penalty), logits / np.float32(penalty))
-    return np.where(seen, scaled, logits)
+    scaled, ids = logits.copy(), np.flatnonzero(seen)
+    some = logits[ids]
+    scaled[ids] = np.where(some < 0, some * np.float32(penalty), some / np.float32(penalty))
+    return scaled
 
 
 def softmax(scores: Array) -> Array:
@@ -62,7 +64,7 @@ def distribution(logits: Array, seen: Array, settings: ARSettings) -> tuple[Arra
     if settings.typical:
         ids = ids[keep_typical(scores, settings.typical_mass)]
     scores = scores[ids] / np.float32(settings.temperature)
-    keep = keep_top_k(scores, settings.top_k)
+    keep = np.flatnonzero(keep_top_k(scores, settings.top_k))  # a mask of all codes takes longer to apply
     ids, scores = ids[keep], scores[keep]
     if settings.top_p < 1:
         keep = keep_top_p(scores, settings.top_p)

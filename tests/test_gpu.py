@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +11,48 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 
 from tortoise_rt.backends import open_engine  # noqa: E402
+from tortoise_rt.backends.torch import TorchEngine  # noqa: E402
 from tortoise_rt.config import make_settings  # noqa: E402
+from tortoise_rt.engine import KVCache  # noqa: E402
 from tortoise_rt.export.checkpoints import Checkpoints  # noqa: E402
-from tortoise_rt.export.parity import check_graphs  # noqa: E402
+from tortoise_rt.export.parity import BOUNDS, check_graphs, random_inputs, relative_error  # noqa: E402
 from tortoise_rt.pipeline import Pipeline  # noqa: E402
+from tortoise_rt.spec import GRAPHS  # noqa: E402
 
 TINY = Path(__file__).parent / "data" / "tiny-a"
+PRECISIONS = ("fp32", "fp16", "bf16")
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here"),
 ]
 
 
-def test_every_graph_agrees_with_the_cpu() -> None:
-    parity = list(check_graphs(open_engine(TINY, device="cuda"), Checkpoints(TINY)))
-    assert len(parity) == 15
-    assert all(p.ok for p in parity)
+@pytest.fixture(scope="module", params=PRECISIONS)
+def engine(request: pytest.FixtureRequest) -> TorchEngine:
+    return TorchEngine(TINY, "cuda", request.param)
+
+
+def prompt(engine: TorchEngine, rows: int, lengths: list[int]) -> tuple[KVCache, np.ndarray]:
+    """A cache of rows of different lengths, and the codes drawn at random that come next."""
+    rng = np.random.default_rng(0)
+    text = rng.integers(3, engine.dims["ar.text_ids"], (1, 9))
+    voice = rng.standard_normal((1, engine.dims["ar.dim"])).astype(np.float32)
+    cache = engine.new_cache(rows, 400)
+    for row, length in enumerate(lengths):
+        one = engine.new_cache(1, 400)
+        codes = rng.integers(0, 200, (1, length))
+        engine.ar_step(one, codes, np.arange(length)[None] % 100, voice, text)
+        engine.put_rows(cache, [row], one, [0])
+    return cache, rng.integers(0, 200, (rows, 1))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_graph_agrees_with_the_cpu(precision: str) -> None:
+    engine = open_engine(TINY, device="cuda", precision=precision)
+    for call in ("as it is", "recorded", "replayed"):
+        parity = list(check_graphs(engine, Checkpoints(TINY)))
+        assert len(parity) == 15
+        assert [(p.graph, p.error) for p in parity if not p.ok] == [], call
 
 
 def test_whole_runs_agree_with_the_cpu() -> None:
@@ -36,3 +63,93 @@ def test_whole_runs_agree_with_the_cpu() -> None:
     ]
     np.testing.assert_array_equal(results[0].codes, results[1].codes)
     np.testing.assert_allclose(results[0].wavs[0], results[1].wavs[0], atol=5e-3)
+
+
+def test_replayed_graphs_give_what_the_first_call_gave(engine: TorchEngine) -> None:
+    rng = np.random.default_rng(0)
+    sizes = {"rows": 2, "frames": 41, "codes": 9, "clips": 1, "text": 5, "samples": 4000}
+    for graph in ("diffusion_condition", "diffusion_denoise", "univnet", "hifigan"):
+        given = [random_inputs(GRAPHS[graph], engine.dims, sizes, rng) for _ in range(2)]
+        first = [engine.run(graph, **inputs)[0] for inputs in given]
+        again = [engine.run(graph, **inputs)[0] for inputs in given]
+        for one, other in zip(first, again, strict=True):
+            assert relative_error(other, one) < 1e-6 or engine.info.precision[graph] != "fp32"
+            assert relative_error(other, one) < BOUNDS[engine.info.precision[graph]]
+
+
+def test_rows_of_different_lengths_step_as_each_does_alone(engine: TorchEngine) -> None:
+    lengths = [1, 300, 17, 256, 128]
+    cache, codes = prompt(engine, len(lengths), lengths)
+    positions = np.array(lengths)[:, None] % 100
+    alone = [engine.take_rows(cache, [row]) for row in range(len(lengths))]
+    together = engine.ar_step(cache, codes, positions)
+    for row, one in enumerate(alone):
+        single = engine.ar_step(one, codes[row : row + 1], positions[row : row + 1])
+        for got, wanted in zip(together, single, strict=True):
+            assert relative_error(got[row : row + 1], wanted) < BOUNDS[engine.info.precision["ar_step"]] / 2
+    again = engine.take_rows(cache, [2, 3])
+    few = engine.ar_step(again, codes[2:4], positions[2:4] + 1)
+    many = engine.ar_step(cache, codes, positions + 1)
+    np.testing.assert_array_equal(few[0], many[0][2:4])  # the same bits, from two rows on
+
+
+def test_what_lies_behind_a_row_does_not_matter(engine: TorchEngine) -> None:
+    cache, codes = prompt(engine, 3, [5, 40, 9])
+    other = engine.take_rows(cache, range(3))
+    with torch.inference_mode():
+        for row, length in enumerate(cache.lengths):
+            other.state[:, :, row, :, length:] = float("nan")
+    positions = cache.lengths[:, None].copy()
+    for got, wanted in zip(
+        engine.ar_step(other, codes, positions), engine.ar_step(cache, codes, positions), strict=True
+    ):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_threads_do_not_disturb_each_other(engine: TorchEngine) -> None:
+    rng = np.random.default_rng(0)
+    sizes = {"rows": 2, "frames": 33, "codes": 9}
+    given = [random_inputs(GRAPHS["diffusion_denoise"], engine.dims, sizes, rng) for _ in range(8)]
+    cache, codes = prompt(engine, 2, [7, 30])
+    caches = [engine.take_rows(cache, [0, 1]) for _ in given]
+    positions = np.array([[7], [30]])
+    for inputs in given[:2]:  # so that all that is compared is replayed
+        engine.run("diffusion_denoise", **inputs)
+    wanted_step = engine.ar_step(engine.take_rows(cache, [0, 1]), codes, positions)
+    wanted = [engine.run("diffusion_denoise", **inputs)[0] for inputs in given]
+    got: list[tuple[np.ndarray, np.ndarray]] = [None] * len(given)  # type: ignore[list-item]
+
+    def work(i: int) -> None:
+        for _ in range(10):
+            mel = engine.run("diffusion_denoise", **given[i])[0]
+        got[i] = mel, engine.ar_step(caches[i], codes, positions)[0]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(given))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for (mel, logits), wanted_mel in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(mel, wanted_mel)
+        np.testing.assert_array_equal(logits, wanted_step[0])
+
+
+def test_the_device_is_used(engine: TorchEngine) -> None:
+    before = torch.cuda.memory_allocated()
+    cache = engine.new_cache(4, 300)
+    assert engine.info.device == "cuda:0"
+    assert next(engine.module("autoregressive").parameters()).is_cuda
+    assert torch.cuda.memory_allocated() - before >= 4 * 300 * engine.position_bytes()
+    assert cache.state.is_cuda
+
+
+def test_graphs_are_bounded() -> None:
+    from tortoise_rt.backends.cuda_graphs import MOST_GRAPHS, Replays
+
+    replays = Replays(torch.cuda.Stream())
+    for size in range(1, MOST_GRAPHS + 10):
+        for _ in range(2):
+            assert (
+                replays("double", lambda x: (2 * x,), [torch.ones(size, device="cuda")])[0].sum() == 2 * size
+            )
+    assert len(replays) == MOST_GRAPHS

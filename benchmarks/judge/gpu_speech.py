@@ -28,8 +28,8 @@ def random_voice(engine: Engine) -> VoiceLatents:
 
 
 def sentences(engine: Engine, samples: int = 96, steps: int = 80) -> Iterator[Row]:
-    """The preset "fast", then the same with one sample by HiFi-GAN; the second of two runs each."""
-    whole = dict(num_autoregressive_samples=samples, diffusion_iterations=steps)
+    """The preset "fast", then the same with one sample by HiFi-GAN; the last of two runs each."""
+    whole = dict(num_autoregressive_samples=samples, diffusion_iterations=steps, batch_rows=samples)
     one = dict(num_autoregressive_samples=1, decoder="hifigan")
     for name, arguments in (("fast", whole), ("one sample, hifigan", one)):
         settings = make_settings(preset="fast", max_mel_tokens=CODES, **arguments)
@@ -51,11 +51,11 @@ def sentences(engine: Engine, samples: int = 96, steps: int = 80) -> Iterator[Ro
 
 
 def streams(engine: Engine, together: tuple[int, ...] = (1, 8, 64)) -> Iterator[Row]:
-    """Streams at once through the scheduler; the second of two rounds each."""
+    """Streams at once through the scheduler; the last of three rounds each: one to begin, one to record."""
     settings = make_settings(decoder="hifigan", num_autoregressive_samples=1, max_mel_tokens=CODES, top_k=50)
     for count in together:
         with Scheduler(engine, rows=count, kv_budget=64 << 30) as scheduler:
-            for _ in range(2):
+            for _ in range(3):
                 row = _round(scheduler, settings, count)
         yield row
 

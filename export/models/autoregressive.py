@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,21 @@ class _MLP(nn.Module):
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
 
+class _Places(NamedTuple):
+    """Where new positions lie in a cache, and what they see of it."""
+
+    rows: Tensor  #: (rows, 1) int64
+    positions: Tensor  #: (rows, new) int64
+    visible: Tensor  #: (rows, 1, new, total) bool
+
+    @classmethod
+    def behind(cls, past: Tensor, longest: int, new: int) -> _Places:
+        """``new`` positions behind past: (rows,) int64, of which ``longest`` is the largest."""
+        positions = past[:, None] + torch.arange(new, device=past.device)
+        visible = torch.arange(longest + new, device=past.device) <= positions[..., None]
+        return cls(torch.arange(len(past), device=past.device)[:, None], positions, visible[:, None])
+
+
 class _Block(nn.Module):
     def __init__(self, dim: int, inner: int, heads: int) -> None:
         super().__init__()
@@ -52,19 +67,15 @@ class _Block(nn.Module):
         self.ln_2 = nn.LayerNorm(dim)
         self.mlp = _MLP(dim, inner)
 
-    def forward(self, x: Tensor, cache: Tensor, past: Tensor, longest: int) -> Tensor:
-        """x: (rows, new, dim); cache: (2, rows, heads, capacity, head_dim), written at past: (rows,), at most longest."""
+    def forward(self, x: Tensor, cache: Tensor, places: _Places) -> Tensor:
+        """x: (rows, new, dim); cache: (2, rows, heads, capacity, head_dim), written at ``places``."""
         rows, new, dim = x.shape
         qkv = self.attn.c_attn(self.ln_1(x)).reshape(rows, new, 3, self.attn.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        positions = past[:, None] + torch.arange(new, device=x.device)  # (rows, new)
-        row_index = torch.arange(rows, device=x.device)[:, None]
-        cache[0][row_index, :, positions] = k.transpose(1, 2).to(cache.dtype)
-        cache[1][row_index, :, positions] = v.transpose(1, 2).to(cache.dtype)
-        total = longest + new
-        visible = torch.arange(total, device=x.device) <= positions[..., None]  # (rows, new, total)
-        keys, values = cache[0, :, :, :total], cache[1, :, :, :total]
-        h = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible[:, None])
+        cache[0][places.rows, :, places.positions] = k.transpose(1, 2).to(cache.dtype)
+        cache[1][places.rows, :, places.positions] = v.transpose(1, 2).to(cache.dtype)
+        keys, values = cache[:, :, :, : places.visible.shape[-1]]
+        h = F.scaled_dot_product_attention(q, keys, values, attn_mask=places.visible)
         x = x + self.attn.c_proj(h.transpose(1, 2).reshape(rows, new, dim))
         return x + self.mlp(self.ln_2(x))
 
@@ -192,9 +203,9 @@ class UnifiedVoice(nn.Module):
         ``longest``: the largest of them, where it is known; to ask a device for it takes longer than a layer.
         """
         x = self.embed(voice, text_ids, codes, code_positions)
-        longest = int(past.max()) if longest is None else longest
+        places = _Places.behind(past, int(past.max()) if longest is None else longest, x.shape[1])
         for block, layer_cache in zip(self.gpt.h, cache, strict=True):
-            x = block(x, layer_cache, past, longest)
+            x = block(x, layer_cache, places)
         latents = self.final_norm(self.gpt.ln_f(x[:, -codes.shape[1] :]))
         return self.mel_head(latents[:, -1]), latents
 
@@ -210,8 +221,9 @@ class UnifiedVoice(nn.Module):
         )
         cache = self.new_cache(rows, x.shape[1])
         past = torch.zeros(rows, dtype=torch.int64, device=codes.device)
+        places = _Places.behind(past, 0, x.shape[1])
         for block, layer_cache in zip(self.gpt.h, cache, strict=True):
-            x = block(x, layer_cache, past, 0)
+            x = block(x, layer_cache, places)
         return self.final_norm(self.gpt.ln_f(x))
 
     def forward(self, voice: Tensor, text_ids: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:

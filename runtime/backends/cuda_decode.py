@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tortoise_rt.export.models.autoregressive import UnifiedVoice
 
 from ..engine import Array, KVCache
 from ..kernels.decode_attention import STATE, cache_state, decode_attention
-from ..kernels.rows_linear import rows_linear
+from ..kernels.rows_linear import WIDEST_NORM, rows_linear
 
 MOST_GRAPHS = 16  #: kept, each for a number of rows
-WIDEST = 1024  #: dimensions that a kernel normalises
+MOST_FUSED = 16  #: rows that the fused kernels take
 
 
 class Decoder:
@@ -33,7 +35,7 @@ class Decoder:
     @staticmethod
     def suits(model: UnifiedVoice) -> bool:
         """Whether the kernels can do the network's dimensions."""
-        return model.final_norm.weight.shape[0] <= WIDEST
+        return model.final_norm.weight.shape[0] <= WIDEST_NORM
 
     def step(self, cache: KVCache, codes: Array, positions: Array) -> tuple[Array, Array]:
         """codes, positions: (rows, 1) int64 -> logits (rows, vocabulary), latents (rows, 1, dim) float32."""
@@ -80,18 +82,14 @@ class Step:
     """A step of so many rows in buffers of its own; ``like``: a tensor of the caches' device and type."""
 
     def __init__(self, model: UnifiedVoice, rows: int, like: torch.Tensor) -> None:
-        self._model, self._rows, self._like = model, rows, like[:0]
+        self._model, self._rows = model, rows
         device, dtype = like.device, like.dtype
+        self._anchor = torch.empty(1, device=device, dtype=dtype)
         dim = model.final_norm.weight.shape[0]
-        inner = model.gpt.h[0].mlp.c_fc.bias.shape[0]  # type: ignore[union-attr]
         vocabulary = model.mel_head.weight.shape[0]
         self._given = torch.zeros(STATE + 3 * rows, dtype=torch.int64, pin_memory=like.is_cuda)
         self._given[STATE : STATE + rows] = -1
         self._taken = self._given.to(device)
-        self._x = torch.zeros((rows, dim), device=device)
-        self._qkv = torch.zeros((rows, 3 * dim), device=device, dtype=dtype)
-        self._heads = torch.zeros((rows, dim), device=device, dtype=dtype)
-        self._inner = torch.zeros((rows, inner), device=device, dtype=dtype)
         self.out = torch.zeros((rows, vocabulary + dim), device=device)  #: logits, then latents
         self._norms = [
             (norm.weight.float(), norm.bias.float()) for norm in (model.gpt.ln_f, model.final_norm)
@@ -100,7 +98,7 @@ class Step:
     def write(self, cache: KVCache, codes: Array, positions: Array) -> None:
         """Send what the next run works on: the last one must be done."""
         given, rows = self._given.numpy(), self._rows
-        given[:STATE] = cache_state(cache.state)
+        given[:STATE] = cache_state(cache.state, self._anchor)
         for part, values in enumerate((cache.lengths, codes[:, 0], positions[:, 0])):
             place = STATE + part * rows
             given[place : place + len(values)] = values
@@ -109,22 +107,39 @@ class Step:
 
     def run(self) -> None:
         """The step, as it is captured."""
-        model, rows, x = self._model, self._rows, self._x
+        model, rows = self._model, self._rows
         state = self._taken[:STATE]
         lengths, codes, positions = self._taken[STATE:].reshape(3, rows)
-        torch.add(model.mel_embedding(codes), model.mel_pos_embedding.emb(positions), out=x)
+        x = model.mel_embedding(codes) + model.mel_pos_embedding.emb(positions)
+        linear = _library if rows > MOST_FUSED else _fused
+        x = x if rows > MOST_FUSED else x.float()
+        heads = torch.empty((rows, x.shape[1]), device=x.device, dtype=self._anchor.dtype)
         for number, block in enumerate(model.gpt.h):
-            first, second = block.ln_1, block.ln_2
-            into, out = block.attn.c_attn, block.attn.c_proj
-            wide, narrow = block.mlp.c_fc, block.mlp.c_proj
-            rows_linear(x, into.weight.t(), into.bias, self._qkv, (first.weight, first.bias))
-            decode_attention(self._qkv, state, lengths, number, self._like, model.heads, self._heads)
-            rows_linear(self._heads, out.weight.t(), out.bias, x, add=True)
-            rows_linear(x, wide.weight.t(), wide.bias, self._inner, (second.weight, second.bias), gelu=True)
-            rows_linear(self._inner, narrow.weight.t(), narrow.bias, x, add=True)
-        latents = x
+            qkv = linear(x, block.attn.c_attn, norm=block.ln_1)
+            decode_attention(qkv, state, lengths, number, self._anchor, model.heads, heads)
+            x = linear(heads, block.attn.c_proj, add=x)
+            inner = linear(x, block.mlp.c_fc, norm=block.ln_2, gelu=True)
+            x = linear(inner, block.mlp.c_proj, add=x)
+        latents = x.float()
         for weight, bias in self._norms:
             latents = F.layer_norm(latents, (x.shape[1],), weight, bias)
         vocabulary = model.mel_head.weight.shape[0]
         self.out[:, vocabulary:] = latents
         rows_linear(latents, model.mel_head.weight, model.mel_head.bias, self.out[:, :vocabulary])
+
+
+def _fused(x: Tensor, layer: Any, norm: Any = None, gelu: bool = False, add: Tensor | None = None) -> Tensor:
+    """(rows, in) -> (rows, out); what is added to is float32, and changed."""
+    out = x.new_empty((len(x), len(layer.bias)), dtype=layer.bias.dtype) if add is None else add
+    of_norm = None if norm is None else (norm.weight, norm.bias)
+    rows_linear(x, layer.weight.t(), layer.bias, out, of_norm, gelu, add is not None)
+    return out
+
+
+def _library(
+    x: Tensor, layer: Any, norm: Any = None, gelu: bool = False, add: Tensor | None = None
+) -> Tensor:
+    """As :func:`_fused` for many rows, which the library's products are made for; all in the weights' type."""
+    x = layer(x if norm is None else norm(x))
+    x = F.gelu(x, approximate="tanh") if gelu else x
+    return x if add is None else add + x

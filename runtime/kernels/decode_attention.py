@@ -10,7 +10,8 @@ import triton.language as tl
 
 from .launch import early_start, gdc_launch_dependents, gdc_wait
 
-POSITIONS = 256  #: of the cache that are read at a time
+POSITIONS = 128  #: of the cache that are read at a time
+WARPS = 8
 STATE = 5  #: entries of a ``cache_state``
 
 
@@ -29,36 +30,45 @@ def decode_attention_ref(qkv: np.ndarray, cache: np.ndarray, lengths: np.ndarray
         out[row] = found.reshape(-1)
 
 
-def cache_state(cache: Any) -> list[int]:
-    """What the kernel is told of a cache (layers, 2, rows, heads, capacity, width)."""
-    return [cache.data_ptr(), *cache.stride()[:4]]
+def cache_state(cache: Any, anchor: Any) -> list[int]:
+    """What the kernel is told of a cache (layers, 2, rows, heads, capacity, width): where it is, seen from ``anchor``.
+
+    Both must lie where the device's allocator put them, so that the distance is a multiple of 16 elements.
+    """
+    return [(cache.data_ptr() - anchor.data_ptr()) // cache.element_size(), *cache.stride()[:4]]
 
 
-def decode_attention(qkv: Any, state: Any, lengths: Any, layer: int, like: Any, heads: int, out: Any) -> None:
+def decode_attention(
+    qkv: Any, state: Any, lengths: Any, layer: int, anchor: Any, heads: int, out: Any
+) -> None:
     """Writes the new keys and values behind each row's ``lengths`` positions and attends to all up to there.
 
     qkv: (rows, 3 * heads * width); state: (STATE,) int64 of :func:`cache_state`, on the device as ``lengths``
     (rows,) int64 is, so that a captured graph serves every cache; rows of a negative length are left alone;
-    like: a tensor of the cache's type; out: (rows, heads * width). Sums are float32. Nothing behind a row's length is
+    anchor: a tensor of the cache's type that the state is told from; out: (rows, heads * width). Sums are float32. Nothing behind a row's length is
     read.
     """
     width = out.shape[1] // heads
     _kernel[(heads, len(qkv))](
-        qkv, state, lengths, like, out, layer, width**-0.5,
-        HEADS=heads, WIDTH=width, CHANNELS=triton.next_power_of_2(width), POSITIONS=POSITIONS, num_warps=8, **early_start(qkv),
+        qkv, state, lengths, anchor, out, layer, width**-0.5,
+        HEADS=heads, WIDTH=width, CHANNELS=triton.next_power_of_2(width), ALIGNED=min(16, width & -width), POSITIONS=POSITIONS, num_warps=WARPS, **early_start(qkv),
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["layer"])
 def _kernel(
-    qkv, state, lengths, like, out, layer, scale,
-    HEADS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr, EARLY: tl.constexpr,
+    qkv, state, lengths, anchor, out, layer, scale,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, ALIGNED: tl.constexpr,
+    POSITIONS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     head, row = tl.program_id(0), tl.program_id(1)
     length = tl.load(lengths + row)
-    cache = tl.load(state).to(like.dtype)
-    keys = cache + layer * tl.load(state + 1) + row * tl.load(state + 3) + head * tl.load(state + 4)
-    values = keys + tl.load(state + 2)
+    # That these are multiples, and loads may be wide, the compiler cannot know.
+    start_at = (
+        tl.load(state) + layer * tl.load(state + 1) + row * tl.load(state + 3) + head * tl.load(state + 4)
+    )
+    keys = anchor + tl.multiple_of(start_at, ALIGNED)
+    values = keys + tl.multiple_of(tl.load(state + 2), ALIGNED)
     channel, place = tl.arange(0, CHANNELS), tl.arange(0, POSITIONS)
     held = channel < WIDTH
     at = place[:, None] * WIDTH + channel[None]
