@@ -11,7 +11,7 @@ import triton.language as tl
 from .launch import early_start, gdc_launch_dependents, gdc_wait
 
 POSITIONS = 128  #: of the cache that are read at a time
-WARPS = 8
+WARPS = 4
 STATE = 5  #: entries of a ``cache_state``
 
 

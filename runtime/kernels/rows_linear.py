@@ -30,12 +30,12 @@ class Plan(NamedTuple):
 
 #: (several rows, what is done) -> the fastest on an H200 of those tried, at 1024 and 4096 inputs
 PLANS = {
-    (False, "norm"): Plan(16, 8, 8, 1024),
-    (False, "short"): Plan(16, 8, 8, 1024),
-    (False, "long"): Plan(16, 8, 8, 4096),
-    (True, "norm"): Plan(16, 8, 8, 1024),
-    (True, "short"): Plan(16, 8, 8, 1024),
-    (True, "long"): Plan(16, 8, 8, 512),
+    (False, "norm"): Plan(8, 4, 4, 1024, 3),
+    (False, "short"): Plan(8, 4, 4, 1024, 3),
+    (False, "long"): Plan(4, 8, 8, 4096, 3),
+    (True, "norm"): Plan(16, 8, 4, 1024, 3),
+    (True, "short"): Plan(16, 8, 4, 1024, 3),
+    (True, "long"): Plan(8, 8, 8, 1024, 3),
 }
 
 
