@@ -183,7 +183,8 @@ class Stages:
             self.normal(1, dims["hifigan.in_dim"], 940),
             self.normal(1, dims["hifigan.voice_dim"]),
         )
-        yield self.graph("hifigan, 10 s", "hifigan", latents=latents, voice=voice)
+        whole = np.array([0, 940])
+        yield self.graph("hifigan, 10 s", "hifigan", latents=latents, voice=voice, wanted=whole)
 
 
 def main() -> int:

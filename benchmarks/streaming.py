@@ -46,7 +46,7 @@ LONG = 60  #: pieces of the long stream
 def streams(engine: Engine, repeats: int) -> Iterator[Row]:
     settings = make_settings(num_autoregressive_samples=1, decoder="hifigan")
     voice = VoiceLatents(np.zeros((1, engine.dims["ar.dim"]), np.float32))
-    ways = {"growing from 8": Chunks()} | {f"of {size}": Chunks(size, grow=False) for size in SIZES}
+    ways = {"growing from 8": Chunks()} | {f"of {size}": Chunks(size, size) for size in SIZES}
     with Scheduler(engine) as scheduler:
         list(scheduler.stream(IDS, voice, settings, Forced(np.array([20]))))
         found: dict[str, list[Pace]] = {how: [] for how in ways}
