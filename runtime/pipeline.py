@@ -189,7 +189,7 @@ class Pipeline:
                     pace.add(now - began, len(piece) / SAMPLE_RATE)
                     yield piece
                 pace.code_seconds = (now - last) / len(drawn)
-                size = chunks.size(pace.in_hand(now - began), pace.code_seconds)
+                size = chunks.size(pace.in_hand(now - began), pace.code_seconds, size)
                 last = clock()
                 drawn.clear()
         if drawn:

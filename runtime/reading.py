@@ -25,7 +25,7 @@ from .rng import MAX_SEED
 from .scheduler import Handle, Priority, Scheduler, StreamHandle
 from .sentences import Sentence, cut
 from .spec import SAMPLE_RATE
-from .streaming import Chunks, Pace
+from .streaming import CODE_SECONDS, MOST_GROWN, Chunks, Pace
 from .voice import Voice, VoiceLatents
 
 log = logging.getLogger("tortoise_rt")
@@ -140,10 +140,10 @@ class Reader:
 
     def _beginning(self) -> Chunks:
         """The next sentence's pieces: while others are heard the first may be as large as there is sound in hand for."""
-        if not self._code_seconds or self._chunks.then is not None:
+        if not 0 < self._code_seconds < CODE_SECONDS or self._chunks.then is not None:
             return self._chunks
         in_hand = self.pace.in_hand(time.monotonic() - self._began)
-        return replace(self._chunks, first=self._chunks.size(in_hand, self._code_seconds))
+        return replace(self._chunks, first=self._chunks.size(in_hand, self._code_seconds, MOST_GROWN))
 
     def _silence(self, said: _Said) -> int:
         """Samples before a sentence."""

@@ -127,17 +127,17 @@ class Chunks:
             check_number("stream_chunk_size", self.then, 1, MOST_CODES, integer=True)
         check_number("overlap_wav_len", self.overlap, 0, MOST_OVERLAP, integer=True)
 
-    def size(self, in_hand: float, code_seconds: float) -> int:
-        """Codes of the next piece.
+    def size(self, in_hand: float, code_seconds: float, last: int) -> int:
+        """Codes of the next piece, at most twice as many as the ``last`` one's.
 
         in_hand: seconds of sound that was given and not yet heard; code_seconds: what a code of the last piece has
         taken, drawn and decoded.
         """
         if self.then is not None:
             return self.then
-        # Slower than speech no size keeps up, and large pieces are the quickest.
+        # Slower than speech no size keeps up, and large pieces are the quickest; by degrees, so that no gap is long.
         able = self.HASTE * in_hand / code_seconds if code_seconds < CODE_SECONDS else MOST_GROWN
-        return int(max(min(able, MOST_GROWN), self.first))
+        return int(max(min(able, MOST_GROWN, 2 * last), self.first))
 
     def decoder(self, engine: Engine, voice: Array) -> Decoder:
         """Makes the pieces, from the autoregressive voice latent (1, dim)."""

@@ -228,11 +228,12 @@ def test_the_first_piece_comes_before_the_last_code() -> None:
 
 def test_pieces_grow_with_the_sound_in_hand() -> None:
     chunks = Chunks()
-    assert chunks.size(0, CODE_SECONDS / 2) == 8
-    assert 8 < chunks.size(0.5, CODE_SECONDS / 2) < chunks.size(1.0, CODE_SECONDS / 2) < 60
-    assert chunks.size(100, CODE_SECONDS / 2) == 60
-    assert chunks.size(0.1, 2 * CODE_SECONDS) == 60  # too slow to keep up: as few pieces as can be
-    assert Chunks(5, 6).size(100, 0.001) == 6
+    assert chunks.size(0, CODE_SECONDS / 2, 30) == 8
+    assert 8 < chunks.size(0.5, CODE_SECONDS / 2, 30) < chunks.size(1.0, CODE_SECONDS / 2, 30) < 60
+    assert chunks.size(100, CODE_SECONDS / 2, 30) == chunks.size(100, CODE_SECONDS / 2, 60) == 60
+    assert chunks.size(100, CODE_SECONDS / 2, 8) == 16  # by degrees
+    assert chunks.size(0.1, 2 * CODE_SECONDS, 40) == 60  # too slow to keep up: as few pieces as can be
+    assert Chunks(5, 6).size(100, 0.001, 1) == 6
     for wrong, name in ((Chunks, "first_chunk"), (lambda n: Chunks(8, n), "stream_chunk_size")):
         with pytest.raises(SettingsError, match=f"{name} is 0"):
             wrong(0)
