@@ -132,7 +132,7 @@ class Reader:
             silence = 0
         result = handle.result()
         if isinstance(result, Pace):
-            self._code_seconds = result.code_seconds
+            self._code_seconds = result.code_seconds or self._code_seconds  # 0 where one piece was all
         if not result.complete:
             log.warning(
                 "the voice did not stop by itself, so words may be missing: %r", said.sentence.text[:60]
