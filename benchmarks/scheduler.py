@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import resource
 import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from tortoise_rt.cli.progress import table
 from tortoise_rt.config import ARSettings, make_settings
 from tortoise_rt.defaults import default_voice, settings_for
 from tortoise_rt.engine import Array, Engine, KVCache, ProxyEngine
-from tortoise_rt.machine import environment
+from tortoise_rt.machine import environment, peak_mib
 from tortoise_rt.pipeline import Pipeline
 from tortoise_rt.scheduler import Scheduler
 from tortoise_rt.tts import choose_engine, choose_tokenizer
@@ -50,10 +49,14 @@ class Counting(ProxyEngine):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self.steps: list[tuple[int, int]] = []  #: rows and new positions of each
+        self.waiting: Callable[[], bool] = lambda: False  #: whether samples wait for rows
+        self.while_waiting: list[int] = []  #: rows of the steps of one position taken meanwhile
 
     def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
         new = sum(inputs[name].shape[1] for name in ("voice", "text_ids", "codes"))
         self.steps.append((cache.rows, new))
+        if new == 1 and self.waiting():
+            self.while_waiting.append(cache.rows)
         return super()._ar_step(cache, inputs)
 
 
@@ -118,7 +121,9 @@ def ragged(
 
     seconds: dict[str, list[float]] = {"alone": [], "together": []}
     steps: dict[str, list[tuple[int, int]]] = {}
+    waiting: dict[str, list[int]] = {}
     with Scheduler(engine, rows=rows) as scheduler:
+        engine.waiting = lambda: scheduler.policy.waiting
         arms = {
             "alone": without,
             "together": lambda: scheduler.submit(ids, VoiceLatents(voice), settings, rand).result(),
@@ -126,10 +131,12 @@ def ragged(
         for number in range(repeats):
             for arm in list(arms)[:: -1 if number % 2 else 1]:  # by turns, as the machine's speed drifts
                 engine.steps.clear()
+                engine.while_waiting.clear()
                 began = time.perf_counter()
                 arms[arm]()
                 seconds[arm].append(time.perf_counter() - began)
                 steps[arm] = list(engine.steps)
+                waiting[arm] = list(engine.while_waiting)
         kv_bytes = 0 if scheduler.rows is None else scheduler.rows.count * scheduler.rows.capacity
         count = scheduler.policy.rows
     expected, passes = made["alone"]
@@ -143,7 +150,7 @@ def ragged(
 
     decoding = {arm: [r for r, new in found if new == 1] for arm, found in steps.items()}
     full = decoding["together"]
-    waiting = full[: max(i for i, r in enumerate(full) if r == count) + 1]
+    meanwhile = waiting["together"]
     for arm, how in (("alone", "without the scheduler"), ("together", "scheduler")):
         yield {
             **base, "how": f"{how}, codes and latents", "row_steps": sum(decoding[arm]), "steps": len(decoding[arm]),
@@ -153,12 +160,12 @@ def ragged(
         }  # fmt: skip
     faster = [one / other for one, other in zip(seconds["alone"], seconds["together"], strict=True)]
     yield {
-        **base, "how": "so", "occupied_while_samples_wait": round(sum(waiting) / (len(waiting) * count), 4),
+        **base, "how": "so", "occupied_while_samples_wait": round(sum(meanwhile) / (len(meanwhile) * count), 4),
         "fewer_than_fixed": round(fixed / sum(full), 3), "samples_that_differ": different,
         "faster_than_without": [round(value, 3) for value in faster],
         "latents_differ": float(worst),
         "kv_bytes": kv_bytes * engine.position_bytes(), "kv_budget": scheduler.kv_budget,
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        "peak_rss_mib": peak_mib(),
     }  # fmt: skip
 
 
@@ -219,6 +226,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="rows: of the pool")
     parser.add_argument("--batches", type=int, default=1, help="rows: of those, how many by the reference")
     parser.add_argument("--requests", type=int, default=48, help="load: sentences for each number of clients")
+    parser.add_argument(
+        "--codes",
+        type=int,
+        help="load: most codes of a sample, by HiFi-GAN; for random weights, which never end",
+    )
+    parser.add_argument(
+        "--draws", type=int, nargs="+", default=[1, 8], help="load: samples of a sentence [default: 1 8]"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="of each number of clients, or of all rows")
     parser.add_argument("-o", "--output", type=Path, help="append JSON lines to this file")
     reference.add_options(parser)
@@ -229,13 +244,13 @@ def main() -> None:
         with contextlib.nullcontext() if options.reference is None else reference.chosen(options) as beside:
             rows += ragged(engine, options.samples, options.rows, options.repeats, beside, options.batches)
     else:
-        for arguments in ({"num_autoregressive_samples": 1}, {"num_autoregressive_samples": 8}):
-            for strict in (False, True):
-                for clients in (1, 2, 4, 8) if not strict else (4,):
-                    rows += [
-                        load(engine, clients, options.requests, arguments, strict)
-                        for _ in range(options.repeats)
-                    ]
+        more = {"max_mel_tokens": options.codes, "decoder": "hifigan"} if options.codes else {}
+        for samples in options.draws:
+            arguments = {"num_autoregressive_samples": samples, **more}
+            for clients in (1, 2, 4, 8):
+                for _ in range(options.repeats):  # by turns, as the machine's speed drifts
+                    for strict in (False, True):
+                        rows.append(load(engine, clients, options.requests, arguments, strict))
     print(report(rows[1:]))
     if options.output:
         with options.output.open("a") as file:

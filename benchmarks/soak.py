@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py [--engine BUNDLE] [--minutes 10] [-o results.jsonl]
 
-Clients ask for sentences of many lengths, with one or several samples, by either decoder where the engine has both; some
-give up in between. Exits with 1 where memory after the first third grows by more than 2 %, or sentences at the end take
+Clients ask for sentences of many lengths, with one or several samples, by either decoder where the engine has both, whole
+or as streams; some give up in between. Exits with 1 where memory after the first third grows by more than 2 %, or sentences at the end take
 more than 10 % longer than the same ones before.
 """
 
@@ -33,6 +33,24 @@ MOST_SLOWDOWN = 0.10
 Row = dict[str, Any]
 
 
+def ask(scheduler: Scheduler, request: tuple[Any, ...], gives_up: bool) -> None:
+    """The whole clip, or Cancelled where it is given up once it is being made."""
+    handle = scheduler.submit(*request)
+    if gives_up:
+        next(handle.events(), None)
+        handle.cancel()
+    handle.result()
+
+
+def listen(scheduler: Scheduler, request: tuple[Any, ...], gives_up: bool) -> None:
+    """All pieces of a stream, or Cancelled behind the first."""
+    pieces = iter(scheduler.stream(*request))
+    for _ in pieces:
+        if gives_up:
+            pieces.close()
+            raise Cancelled("gone")
+
+
 def soak(engine: Engine, minutes: float) -> Row:
     """Memory each ten seconds, and how long the probe, one request that is always the same, takes meanwhile."""
     voice = load_voice(default_voice(engine))
@@ -57,12 +75,13 @@ def soak(engine: Engine, minutes: float) -> Row:
                         decoder=rng.choice(decoders),
                         diffusion_iterations=10,
                     )
-                    handle = scheduler.submit(rng.choice(SENTENCES), voice, settings, rng.randrange(10**6))
-                    if rng.random() < 0.1:
-                        next(handle.events(), None)
-                        handle.cancel()
+                    request = rng.choice(SENTENCES), voice, settings, rng.randrange(10**6)
+                    streams = (
+                        settings.decoder == "hifigan" and settings.ar.samples == 1 and rng.random() < 0.5
+                    )
+                    gives_up = rng.random() < 0.1
                     try:
-                        handle.result()
+                        listen(scheduler, request, gives_up) if streams else ask(scheduler, request, gives_up)
                     except Cancelled:
                         with lock:
                             given_up += 1

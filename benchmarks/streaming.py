@@ -1,18 +1,22 @@
 """First sound, real-time factor and gaps of a stream, beside the reference's in one run.
 
     python benchmarks/streaming.py [--engine BUNDLE] [-o results.jsonl]
-        [--checkpoints DIR --reference PYTHON --reference-source DIR]
+        [--checkpoints DIR --reference PYTHON --reference-source DIR] [--memory 10 600]
 
 A sentence of ten seconds (lengths are forced, so that any weights will do) by HiFi-GAN, in pieces that grow and in pieces of
 fixed sizes; then the cost of the pieces of a long stream. Gaps are counted as a listener hears them who starts with the
-first piece. Graphs are loaded and one short stream is made before.
+first piece. Graphs are loaded and one short stream is made before. Last, the peak memory of readings of so many seconds each,
+each in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -23,13 +27,16 @@ import numpy as np
 
 from tortoise_rt import make_settings
 from tortoise_rt.cli.progress import table
+from tortoise_rt.defaults import default_voice, settings_for
 from tortoise_rt.engine import Engine
+from tortoise_rt.errors import TortoiseError
 from tortoise_rt.machine import environment, peak_mib
+from tortoise_rt.reading import Reader
 from tortoise_rt.scheduler import Scheduler
-from tortoise_rt.spec import CODE_RATE, CODE_SAMPLES, SAMPLE_RATE
+from tortoise_rt.spec import SAMPLE_RATE
 from tortoise_rt.streaming import Chunks, Pace, StreamDecoder
-from tortoise_rt.tts import choose_engine
-from tortoise_rt.voice import VoiceLatents
+from tortoise_rt.tts import choose_engine, choose_tokenizer
+from tortoise_rt.voice import VoiceLatents, load_voice
 
 sys.path.insert(0, str(Path(__file__).parent))
 from judge import reference
@@ -40,13 +47,14 @@ TEXT = "The harbour was quiet that evening, and nobody on the long stone wall sa
 IDS = [*range(3, 63)]  #: as many tokens as that text has
 CODES = 215  #: ten seconds
 SIZES = (8, 16, 40)  #: of fixed pieces
-LONG = 60  #: pieces of the long stream
+SENTENCES = Path(__file__).parent / "sentences" / "everyday.txt"
+TURNS = 11  #: of pieces that are compared
 
 
 def streams(engine: Engine, repeats: int) -> Iterator[Row]:
     settings = make_settings(num_autoregressive_samples=1, decoder="hifigan")
     voice = VoiceLatents(np.zeros((1, engine.dims["ar.dim"]), np.float32))
-    ways = {"growing from 8": Chunks()} | {f"of {size}": Chunks(size, grow=False) for size in SIZES}
+    ways = {"growing from 8": Chunks()} | {f"of {size}": Chunks(size, size) for size in SIZES}
     with Scheduler(engine) as scheduler:
         list(scheduler.stream(IDS, voice, settings, Forced(np.array([20]))))
         found: dict[str, list[Pace]] = {how: [] for how in ways}
@@ -81,22 +89,55 @@ def beside(worker: reference.Reference, repeats: int) -> Row:
 
 
 def long_stream(engine: Engine, size: int = 16) -> Row:
-    """What the vocoder takes for each piece of a stream without an end."""
-    decoder = StreamDecoder(engine, np.zeros((1, engine.dims["hifigan.voice_dim"]), np.float32))
+    """What the vocoder takes for the 5th piece of a stream and for the 50th, and those behind them, by turns."""
     latents = np.random.default_rng(0).standard_normal((size, engine.dims["hifigan.in_dim"]), np.float32)
-    seconds, frames = [], []
-    for _ in range(LONG):
+
+    def piece(decoder: StreamDecoder) -> tuple[float, int]:
         before, began = decoder.decoded, time.perf_counter()
         decoder.feed(latents)
         decoder.take()
-        seconds.append(time.perf_counter() - began)
-        frames.append(decoder.decoded - before)
-    early, late = statistics.median(seconds[4:14]), statistics.median(seconds[-14:-4])
+        return time.perf_counter() - began, decoder.decoded - before
+
+    voice = np.zeros((1, engine.dims["hifigan.voice_dim"]), np.float32)
+    young, old = StreamDecoder(engine, voice), StreamDecoder(engine, voice)
+    for decoder, pieces in ((old, 49), (young, 4)):
+        for _ in range(pieces):
+            piece(decoder)
+    found = [(piece(young), piece(old)) for _ in range(TURNS)]
+    early, late = (statistics.median(seconds for seconds, _ in column) for column in zip(*found, strict=True))
     return {
-        "kind": "pieces", "codes": size, "pieces": LONG, "audio_s": round(LONG * size * CODE_SAMPLES / CODE_RATE, 1),
-        "frames_of_the_5th": frames[4], "frames_of_the_50th": frames[49], "early_s": round(early, 4),
-        "late_s": round(late, 4), "grown": round(late / early - 1, 3),
+        "kind": "pieces", "codes": size, "turns": TURNS, "frames_of_the_5th": found[0][0][1],
+        "frames_of_the_50th": found[0][1][1], "early_s": round(early, 4), "late_s": round(late, 4),
+        "grown": round(late / early - 1, 3),
     }  # fmt: skip
+
+
+def read_aloud(engine: Engine, seconds: float) -> Row:
+    """Peak memory of a reading of at least so many seconds, from a text that never ends."""
+    settings = settings_for(engine, num_autoregressive_samples=1, decoder="hifigan", max_mel_tokens=CODES)
+    text = (f"{sentence} " for sentence in itertools.cycle(SENTENCES.read_text("utf-8").split("\n")[:-1]))
+    try:
+        voice: Any = load_voice(default_voice(engine))
+    except TortoiseError:  # random weights have no voice of their own
+        voice = VoiceLatents(np.zeros((1, engine.dims["ar.dim"]), np.float32))
+    with Scheduler(engine, choose_tokenizer(engine, None)) as scheduler:
+        reader = Reader(scheduler, voice, settings, 0)
+        with contextlib.closing(reader.read(text)) as pieces:
+            piece = next(piece for piece in pieces if reader.pace.sound >= seconds)
+        pace = reader.pace
+    return {
+        "kind": "memory", "audio_s": round(pace.sound, 1), "sentences": piece.sentence + 1, "peak_rss_mib": peak_mib(),
+        "factor": round(pace.factor, 3), "longest_gap_s": round(pace.gap, 3),
+    }  # fmt: skip
+
+
+def memory(engine: Path | None, lengths: list[float]) -> Iterator[Row]:
+    """:func:`read_aloud` for each of ``lengths``, in processes of their own."""
+    for seconds in lengths:
+        command = [sys.executable, __file__, "--read-aloud", str(seconds)]
+        command += [] if engine is None else ["--engine", str(engine)]
+        made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        yield json.loads(made.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -106,9 +147,14 @@ def main() -> None:
     parser.add_argument("--engine", type=Path, help="a bundle [default: the demo]")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, help="append JSON lines to this file")
+    parser.add_argument("--memory", type=float, nargs="*", default=[10, 600], help="seconds of sound each")
+    parser.add_argument("--read-aloud", type=float, help="only this, in this process; prints JSON")
     reference.add_options(parser)
     options = parser.parse_args()
     engine = choose_engine(options.engine)
+    if options.read_aloud:
+        print(json.dumps(read_aloud(engine, options.read_aloud)))
+        return
     rows: list[Row] = []
     worker = reference.chosen(options)
     if worker is not None:
@@ -117,6 +163,7 @@ def main() -> None:
     rows.append(long_stream(engine))
     force_lengths()
     rows += streams(engine, options.repeats)
+    rows += memory(options.engine, options.memory)
     lines = [("", "first sound s", "real-time factor", "longest gap s")]
     for row in rows:
         if row["kind"] == "stream":
@@ -126,9 +173,11 @@ def main() -> None:
     for row in rows:
         if row["kind"] == "pieces":
             print(
-                f"pieces of {row['codes']} codes: {1000 * row['early_s']:.0f} ms early, {1000 * row['late_s']:.0f} ms after "
-                f"{row['audio_s']:.0f} s; {row['frames_of_the_5th']} and {row['frames_of_the_50th']} frames"
+                f"pieces of {row['codes']} codes: {1000 * row['early_s']:.0f} ms from the 5th on, "
+                f"{1000 * row['late_s']:.0f} ms from the 50th; {row['frames_of_the_5th']} and {row['frames_of_the_50th']} frames"
             )
+        if row["kind"] == "memory":
+            print(f"{row['audio_s']:.0f} s of sound: {row['peak_rss_mib']} MiB at most")
     if options.output:
         about = {**environment(), "benchmark": "streaming", "engine": engine.info.notice, "rate": SAMPLE_RATE,
                  "precision": dict(engine.info.precision)}  # fmt: skip

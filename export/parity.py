@@ -96,6 +96,8 @@ def random_inputs(
         shape = tuple(d if isinstance(d, int) else dims[d] if "." in d else sizes[d] for d in tensor.dims)
         if tensor.name == "frame_index":
             inputs[tensor.name] = np.arange(shape[0]) * sizes["codes"] // shape[0]
+        elif tensor.name == "wanted":
+            inputs[tensor.name] = np.array([sizes["frames"] // 4, sizes["frames"] - sizes["frames"] // 8])
         elif tensor.name == "timestep":
             inputs[tensor.name] = rng.integers(0, TRAINED_STEPS, shape).astype(np.float32)
         elif spec.name == "univnet" and tensor.name == "mel":

@@ -85,6 +85,8 @@ def choose_precisions(
     trials: list[Trial] = []
     for graph in graphs:
         trials += _measure(engines, judge, graph, kept, lambda what: progress(what, next(done), total))
+        for engine in engines.values():  # all forms of all graphs are more than many machines hold
+            engine.release(graph)
     chosen = dict.fromkeys(judge.info.graphs, "fp32")
     for graph in graphs:
         able = [trial for trial in trials if trial.graph == graph and trial.ok]

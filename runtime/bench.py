@@ -136,7 +136,16 @@ def graph_cases(engine: Engine, codes: int = CODES) -> Iterator[Case]:
     if engine.has("hifigan"):
         latents = normal(1, dims["hifigan.in_dim"], frames)
         plain.append(
-            ("hifigan", 1, frames, {"latents": latents, "voice": normal(1, dims["hifigan.voice_dim"])})
+            (
+                "hifigan",
+                1,
+                frames,
+                {
+                    "latents": latents,
+                    "voice": normal(1, dims["hifigan.voice_dim"]),
+                    "wanted": np.array([0, frames]),
+                },
+            )
         )
     if engine.has("ar_voice"):
         plain.append(("ar_voice", 1, 517, {"mel": normal(1, AR_MELS, 517)}))

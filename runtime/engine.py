@@ -117,6 +117,9 @@ class Engine(abc.ABC):
                 "do (tortoise-rt export --checkpoints DIR)"
             )
 
+    def release(self, graph: str) -> None:  # noqa: B027  # there may be nothing to give back
+        """Give back what a graph holds, where an engine can; it is loaded again when it is run. Not while it runs."""
+
     def run(self, graph: str, **inputs: Array) -> tuple[Array, ...]:
         """Run a stateless graph. Inputs and outputs are NumPy arrays as in ``spec.GRAPHS``, outputs in its order."""
         spec = self._spec(graph)

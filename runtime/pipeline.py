@@ -17,7 +17,7 @@ from .engine import Array, Engine
 from .errors import SettingsError, TextError
 from .rng import MAX_SEED, Philox, Randomness
 from .spec import SAMPLE_RATE
-from .streaming import Chunks, Pace, StreamDecoder
+from .streaming import Chunks, Pace
 from .text import Tokenizer
 from .voice import Voice, VoiceLatents
 
@@ -173,7 +173,7 @@ class Pipeline:
         self.check(voice, settings)
         row = autoregressive.text_row(self.encode(text), self.engine.dims)
         latents, _ = conditioning.resolve(self.engine, voice, settings, rand)
-        decoder, size = StreamDecoder(self.engine, latents.auto), chunks.first
+        decoder, size = chunks.decoder(self.engine, latents.auto), chunks.first
         drawn: list[Array] = []
         last = clock()
         for code, latent in self._stage.stream_codes(
@@ -188,7 +188,8 @@ class Pipeline:
                 if len(piece):
                     pace.add(now - began, len(piece) / SAMPLE_RATE)
                     yield piece
-                size = chunks.size(pace.in_hand(now - began), (now - last) / len(drawn))
+                pace.code_seconds = (now - last) / len(drawn)
+                size = chunks.size(pace.in_hand(now - began), pace.code_seconds, size)
                 last = clock()
                 drawn.clear()
         if drawn:

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from .rng import MAX_SEED
 from .scheduler import Handle, Priority, Scheduler, StreamHandle
 from .sentences import Sentence, cut
 from .spec import SAMPLE_RATE
-from .streaming import Chunks, Pace
+from .streaming import CODE_SECONDS, MOST_GROWN, Chunks, Pace
 from .voice import Voice, VoiceLatents
 
 log = logging.getLogger("tortoise_rt")
@@ -74,7 +74,8 @@ class Reader:
         self.pace = Pace()  #: of the latest reading
         self._split = split
         self._scheduler, self._voice, self._settings = scheduler, voice, settings
-        self._seed, self._chunks = check_seed(seed), chunks
+        self._seed, self._chunks = check_seed(seed), chunks or Chunks()
+        self._code_seconds = 0.0  #: what a code of the last sentence has taken
         self._pause = float(check_number("pause", pause, 0, 60))
         self._pipeline = Pipeline(scheduler.engine, scheduler.tokenizer)
         self._pipeline.check(voice, settings)
@@ -84,7 +85,7 @@ class Reader:
 
         Raises TextError where there is nothing to say, and what a sentence failed with.
         """
-        began, self.pace = time.monotonic(), Pace()
+        self._began, self.pace = time.monotonic(), Pace()
         whole = [Sentence(text)] if isinstance(text, str) and not self._split else None
         sentences = _Sentences(text, self._fitting, whole)
         present: _Said | None = None
@@ -97,7 +98,7 @@ class Reader:
                     following = self._begin(sentences.next(wait=False))
                 first = True
                 for wav in self._sound(present):
-                    self.pace.add(time.monotonic() - began, len(wav) / SAMPLE_RATE)
+                    self.pace.add(time.monotonic() - self._began, len(wav) / SAMPLE_RATE)
                     yield Piece(wav, present.number, present.sentence.text, first)
                     first = False
                     if following is None and present.handle.sampled.is_set():
@@ -118,7 +119,7 @@ class Reader:
         request = sentence.text, self._voice, self._settings, seed
         handle: Handle[Any]
         if self._settings.decoder == "hifigan" and self._settings.ar.samples == 1:
-            handle = self._scheduler.stream(*request, chunks=self._chunks)
+            handle = self._scheduler.stream(*request, chunks=self._beginning())
         else:
             handle = self._scheduler.submit(*request, priority=Priority.STREAM)
         return _Said(number, sentence, handle)
@@ -129,10 +130,20 @@ class Reader:
         for wav in handle if isinstance(handle, StreamHandle) else [handle.result().wavs[0]]:
             yield np.concatenate([np.zeros(silence, np.float32), wav])
             silence = 0
-        if not handle.result().complete:
+        result = handle.result()
+        if isinstance(result, Pace):
+            self._code_seconds = result.code_seconds or self._code_seconds  # 0 where one piece was all
+        if not result.complete:
             log.warning(
                 "the voice did not stop by itself, so words may be missing: %r", said.sentence.text[:60]
             )
+
+    def _beginning(self) -> Chunks:
+        """The next sentence's pieces: while others are heard the first may be as large as there is sound in hand for."""
+        if not 0 < self._code_seconds < CODE_SECONDS or self._chunks.then is not None:
+            return self._chunks
+        in_hand = self.pace.in_hand(time.monotonic() - self._began)
+        return replace(self._chunks, first=self._chunks.size(in_hand, self._code_seconds, MOST_GROWN))
 
     def _silence(self, said: _Said) -> int:
         """Samples before a sentence."""

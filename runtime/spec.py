@@ -157,11 +157,16 @@ _ALL = (
         [_f32("mel", "rows", MELS, "frames"), _f32("noise", "rows", VOCODER_NOISE, "frames")],
         [_f32("wav", "rows", "samples")],
     ),
-    # Latents at 93.75 frames/s (the host interpolates) and the voice latent -> 24 kHz wav.
+    # Latents at 93.75 frames/s (the host interpolates) and the voice latent -> 24 kHz wav of the frames from the first
+    # to before the last of "wanted"; those beside them are seen, but no more of them is computed than that takes.
     _graph(
         "hifigan",
         "hifigan",
-        [_f32("latents", "rows", "hifigan.in_dim", "frames"), _f32("voice", "rows", "hifigan.voice_dim")],
+        [
+            _f32("latents", "rows", "hifigan.in_dim", "frames"),
+            _f32("voice", "rows", "hifigan.voice_dim"),
+            _i64("wanted", 2),
+        ],
         [_f32("wav", "rows", "samples")],
     ),
     _graph(

@@ -7,16 +7,29 @@ frames and that many beside them, whatever came before: its cost depends on its 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from .config import check_number
 from .engine import Array, Engine
 from .spec import CODE_RATE, CODE_SAMPLES, codes_to_frames
-from .vocoder import HIFIGAN_HALO, certain_frames, codes_seen, hifigan_frames, upsample_part
+from .vocoder import HIFIGAN_HALO, certain_frames, codes_seen, hifigan, hifigan_frames, upsample_part
 
 MOST_CODES = 10_000  #: of a piece: more than any clip has
+MOST_GROWN = 60  #: codes to which pieces grow
+REFERENCE_FIRST = 60  #: codes that the reference waits for before its first piece, at least
+REFERENCE_SIZE = 40  #: of its other pieces, by default
+MOST_OVERLAP = 24_000  #: samples over which pieces fade
 CODE_SECONDS = CODE_SAMPLES / CODE_RATE  #: sound of a code
+
+
+class Decoder(Protocol):
+    """What makes the pieces of a stream."""
+
+    def feed(self, latents: Array) -> None: ...
+
+    def take(self, *, ended: bool = False) -> Array: ...
 
 
 class StreamDecoder:
@@ -61,34 +74,74 @@ class StreamDecoder:
         return wav[0]
 
 
-@dataclass
-class Chunks:
-    """How many codes a piece of a stream waits for: few at first, then as many as there is sound in hand for.
+class FadingDecoder:
+    """The reference's way, for comparison: decodes all codes so far for each piece and fades over from the last piece's end.
 
-    Large pieces cost less, as the frames beside them are decoded for each piece. ``grow`` off: all are ``first``.
+    Its work grows with the square of the clip's length, and the clip's last ``overlap`` samples are not given.
+    """
+
+    def __init__(self, engine: Engine, voice: Array, overlap: int) -> None:
+        """voice: the autoregressive voice latent (1, dim); overlap: samples."""
+        self._engine, self._voice = engine, voice
+        self._latents = np.zeros((0, engine.dims["hifigan.in_dim"]), np.float32)
+        self._rising, self._falling = (np.linspace(n, 1 - n, overlap, dtype=np.float32) for n in (0, 1))
+        self._before = np.zeros(0, np.float32)  #: all of the latest rendering
+
+    def feed(self, latents: Array) -> None:
+        """The latents (codes, dim) of the next codes."""
+        self._latents = np.concatenate([self._latents, latents])
+
+    def take(self, *, ended: bool = False) -> Array:
+        """The sound (samples,) of what was fed since, all but the end over which the next piece fades."""
+        return self.fade(hifigan(self._engine, self._latents[None], self._voice)[0])
+
+    def fade(self, wav: Array) -> Array:
+        """The next piece of renderings (samples,), each longer than the last."""
+        overlap = len(self._rising)
+        start = max(0, len(self._before) - overlap)
+        piece = wav[start : max(start, len(wav) - overlap)].copy()
+        shared = min(len(piece), len(self._before) - start)
+        before = self._before[start : start + shared] * self._falling[:shared]
+        piece[:shared] = before + piece[:shared] * self._rising[:shared]
+        self._before = wav
+        return piece
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How many codes a piece of a stream waits for.
+
+    By default few at first, then as many as there is sound in hand for: large pieces cost less, as the frames beside
+    them are seen for each piece.
     """
 
     first: int = 8  #: codes of the first piece
-    most: int = 60
-    grow: bool = True
+    then: int | None = None  #: codes of each other piece; None: what :meth:`size` finds
+    overlap: int = 0  #: more than 0: samples of the reference's cross-fade, see FadingDecoder
 
     HASTE = 0.7  #: share of the sound in hand that making the next piece may take
 
     def __post_init__(self) -> None:
         check_number("first_chunk", self.first, 1, MOST_CODES, integer=True)
-        self.most = max(self.most, self.first)
+        if self.then is not None:
+            check_number("stream_chunk_size", self.then, 1, MOST_CODES, integer=True)
+        check_number("overlap_wav_len", self.overlap, 0, MOST_OVERLAP, integer=True)
 
-    def size(self, in_hand: float, code_seconds: float) -> int:
-        """Codes of the next piece.
+    def size(self, in_hand: float, code_seconds: float, last: int) -> int:
+        """Codes of the next piece, at most twice as many as the ``last`` one's.
 
         in_hand: seconds of sound that was given and not yet heard; code_seconds: what a code of the last piece has
         taken, drawn and decoded.
         """
-        if not self.grow:
-            return self.first
-        # Slower than speech no size keeps up, and large pieces are the quickest.
-        able = self.HASTE * in_hand / code_seconds if code_seconds < CODE_SECONDS else self.most
-        return int(min(max(able, self.first), self.most))
+        if self.then is not None:
+            return self.then
+        # Slower than speech no size keeps up, and large pieces are the quickest; by degrees, so that no gap is long.
+        able = self.HASTE * in_hand / code_seconds if code_seconds < CODE_SECONDS else MOST_GROWN
+        return int(max(min(able, MOST_GROWN, 2 * last), self.first))
+
+    def decoder(self, engine: Engine, voice: Array) -> Decoder:
+        """Makes the pieces, from the autoregressive voice latent (1, dim)."""
+        return FadingDecoder(engine, voice, self.overlap) if self.overlap else StreamDecoder(engine, voice)
 
 
 @dataclass
@@ -99,6 +152,7 @@ class Pace:
     sound: float = 0.0  #: seconds of sound given so far
     gap: float = 0.0  #: the longest silence for want of sound, seconds
     spent: float = 0.0  #: seconds to the last piece
+    code_seconds: float = 0.0  #: what a code of the last piece has taken, drawn and decoded; 0 before
     complete: bool = False  #: whether the voice stopped by itself, rather than at the limit of codes
     _ends: float = 0.0  #: when the listener has heard all that was given
 

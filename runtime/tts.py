@@ -27,7 +27,7 @@ from .reading import PAUSE, Reader
 from .rng import Philox, fresh_seed
 from .scheduler import Handle, Priority, Scheduler
 from .spec import CODE_RATE, SAMPLE_RATE
-from .streaming import MOST_CODES, Chunks
+from .streaming import MOST_CODES, REFERENCE_FIRST, REFERENCE_SIZE, Chunks
 from .tensors import all_in_kind, any_tensor, in_kind, is_tensor, to_array
 from .text import Tokenizer, find_reference_tokenizer
 from .voice import Voice, VoiceLatents, check_amount, load_voice
@@ -192,6 +192,8 @@ class TextToSpeech:
         stream_chunk_size: int | None = None,
         split: bool = True,
         pause: float = PAUSE,
+        first_chunk: int | None = None,
+        overlap_wav_len: int | None = None,
         **settings: Any,
     ) -> Iterator[Any]:
         """Say ``text``, or the parts in which it comes; yields (samples,) float32 pieces at 24 kHz while it is drawn.
@@ -200,11 +202,13 @@ class TextToSpeech:
         of silence between them; with ``split`` off the text is one clip. What is said of a sentence is, joined, the
         clip that :meth:`tts` makes with its seed, one sample and the decoder "hifigan" (not with kv_positions="upstream"). Settings that ask for more
         samples, or for diffusion, make pieces of whole sentences. A piece waits for ``stream_chunk_size`` codes; by
-        default for few at first and then for as many as the listener has sound in hand for, 0 is all of a sentence.
+        default for as many as the listener has sound in hand for, 0 is all of a sentence; the first waits for
+        ``first_chunk``, by default 8 or that size. ``overlap_wav_len`` is for comparison: it makes pieces as the original
+        does, which decodes all so far for each and cross-fades over so many samples (1024 there, with pieces of 40).
         """
         if settings.pop("k", 1) not in (1, None):
             raise SettingsError("a stream is one clip: leave k out, or use tts()")
-        chunks = chunks_of(stream_chunk_size)
+        chunks = chunks_of(stream_chunk_size, first_chunk, overlap_wav_len)
         chosen = self._settings(**{"num_autoregressive_samples": 1, "decoder": "hifigan", **settings})
         voice, seed = self._voice(voice_samples, conditioning_latents), _seed(use_deterministic_seed)
         reader = Reader(self.scheduler, voice, chosen, seed, chunks=chunks, pause=pause, split=split)
@@ -276,12 +280,16 @@ class TextToSpeech:
         return load_voice(default_voice(self.engine), paths=False)  # a bundle may name voices, not files
 
 
-def chunks_of(size: int | None) -> Chunks:
-    """Pieces of ``size`` codes; None: few at first, then more; 0: a sentence."""
-    if size is None:
-        return Chunks()
-    codes = check_number("stream_chunk_size", size, 0, MOST_CODES, integer=True)
-    return Chunks(codes or MOST_CODES, grow=False)
+def chunks_of(size: int | None, first: int | None = None, overlap: int | None = None) -> Chunks:
+    """Pieces of ``size`` codes; None: few at first, then more; 0: a sentence. ``overlap``: the original's, for comparison."""
+    if overlap and size is None:
+        size = REFERENCE_SIZE
+    if size is not None:
+        size = int(check_number("stream_chunk_size", size, 0, MOST_CODES, integer=True)) or MOST_CODES
+    if first is None:
+        first = size or Chunks.first
+        first = max(first, REFERENCE_FIRST) if overlap else first
+    return Chunks(first, size, 0 if overlap is None else overlap)
 
 
 def classify_audio_clip(clip: Any, engine: str | Path | Engine | None = None) -> Any:

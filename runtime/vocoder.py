@@ -36,8 +36,9 @@ def univnet(engine: Engine, mel: Array, noise: Array) -> Array:
     rows, _, frames = mel.shape
     padded = np.concatenate([mel, np.full((rows, MELS, VOCODER_PAD), SILENT_MEL, np.float32)], axis=2)
 
-    def run(part: slice) -> Array:
-        return engine.run("univnet", mel=padded[:, :, part], noise=noise[:, :, part])[0]
+    def run(part: slice, wanted: range) -> Array:
+        wav = engine.run("univnet", mel=padded[:, :, part], noise=noise[:, :, part])[0]
+        return wav[:, wanted.start * HOP : wanted.stop * HOP]
 
     return np.clip(in_windows(run, frames + VOCODER_PAD, UNIVNET_HALO)[:, : frames * HOP], -1, 1)
 
@@ -56,14 +57,19 @@ def hifigan(engine: Engine, latents: Array, voice: Array) -> Array:
 def hifigan_frames(engine: Engine, fine: Array, voice: Array, frames: range) -> Array:
     """The sound (rows, samples) of some ``frames`` of upsampled latents (rows, dim, frames)."""
 
-    def run(part: slice) -> Array:
-        return engine.run("hifigan", latents=fine[:, :, part], voice=voice)[0]
+    def run(part: slice, wanted: range) -> Array:
+        ends = np.array([wanted.start, wanted.stop])
+        return engine.run("hifigan", latents=fine[:, :, part], voice=voice, wanted=ends)[0]
 
     return in_windows(run, fine.shape[2], HIFIGAN_HALO, frames)
 
 
-def in_windows(run: Callable[[slice], Array], frames: int, halo: int, wanted: range | None = None) -> Array:
+def in_windows(
+    run: Callable[[slice, range], Array], frames: int, halo: int, wanted: range | None = None
+) -> Array:
     """(rows, samples) of the ``wanted`` frames, all by default, vocoded WINDOW at a time, each with ``halo`` frames to either side.
+
+    ``run`` gives the sound of some frames of a part of the clip.
 
     So far the vocoder sees, so every sample is what it is in the whole; the clip's own ends stay its ends. Memory is
     bounded, and the windows of all long clips have one shape, so that those of several requests run as one.
@@ -73,7 +79,7 @@ def in_windows(run: Callable[[slice], Array], frames: int, halo: int, wanted: ra
     for start in wanted[::WINDOW]:
         end = min(start + WINDOW, wanted.stop)
         first, last = max(0, start - halo), min(frames, end + halo)
-        pieces.append(run(slice(first, last))[:, (start - first) * HOP : (end - first) * HOP])
+        pieces.append(run(slice(first, last), range(start - first, end - first)))
     return np.concatenate(pieces, axis=1)
 
 

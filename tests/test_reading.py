@@ -19,6 +19,7 @@ from tortoise_rt.pipeline import Pipeline
 from tortoise_rt.reading import PARAGRAPH, PAUSE, Reader
 from tortoise_rt.scheduler import Scheduler
 from tortoise_rt.spec import SAMPLE_RATE
+from tortoise_rt.streaming import CODE_SECONDS, Chunks, Pace
 from tortoise_rt.text import Tokenizer
 
 QUICK = dict(num_autoregressive_samples=1, max_mel_tokens=24)
@@ -188,3 +189,24 @@ def test_sentences_that_do_not_end_are_told(caplog: pytest.LogCaptureFixture) ->
     with scheduler(FakeEngine()) as made, caplog.at_level(logging.WARNING, "tortoise_rt"):
         list(reader(made, max_mel_tokens=6).read("The boat came in, and nobody knew who was on it."))
     assert "did not stop by itself" in caplog.text and "The boat came in" in caplog.text
+
+
+def test_a_sentence_begins_with_as_much_as_the_sound_in_hand_allows() -> None:
+    with scheduler(FakeEngine()) as made:
+        reading = reader(made)
+        for _ in reading.read(STORY):
+            pass
+        assert reading._code_seconds > 0  # the last sentence's
+        quick, slow = CODE_SECONDS / 2, CODE_SECONDS * 2
+        for seconds, in_hand, codes in (
+            (0.0, 9.0, 8),
+            (quick, 9.0, 60),
+            (quick, 0.5, 15),
+            (quick, 0.0, 8),
+            (slow, 9.0, 8),
+        ):
+            reading._began, reading.pace, reading._code_seconds = time.monotonic(), Pace(), seconds
+            reading.pace.add(0, in_hand)
+            assert reading._beginning().first == pytest.approx(codes, abs=1)
+        reading._chunks, reading._code_seconds = Chunks(5, 5), quick
+        assert reading._beginning() == Chunks(5, 5)

@@ -21,8 +21,9 @@ from tortoise_rt.pipeline import Pipeline
 from tortoise_rt.scheduler import Priority, Scheduler
 from tortoise_rt.scheduler.request import MOST_PIECES
 from tortoise_rt.spec import HOP, codes_to_frames
-from tortoise_rt.streaming import CODE_SECONDS, Chunks, Pace, StreamDecoder
+from tortoise_rt.streaming import CODE_SECONDS, MOST_CODES, Chunks, Pace, StreamDecoder
 from tortoise_rt.text import Tokenizer
+from tortoise_rt.tts import chunks_of
 
 BOUND = 1e-5
 ONE = dict(num_autoregressive_samples=1, max_mel_tokens=60)
@@ -83,15 +84,20 @@ def test_parts_of_upsampled_latents(codes: int) -> None:
         np.testing.assert_array_equal(part, whole[:, :, start:stop])
 
 
+def official_hifigan() -> Any:
+    """With the official kernels and dilations, and few channels."""
+    from tortoise_rt.export.models.hifigan import HifiganGenerator
+
+    return HifiganGenerator(
+        in_dim=4, voice_dim=4, channels=32, upsample_kernels=[16, 16, 4, 4], upsample_factors=[8, 8, 2, 2],
+        block_kernels=[3, 7, 11], block_dilations=[[1, 3, 5]] * 3,
+    )  # fmt: skip
+
+
 def test_the_halo_is_what_the_official_network_sees() -> None:
     """By the gradient of each frame's samples: random weights and a tolerance would hide a short halo."""
     torch = pytest.importorskip("torch")
-    from tortoise_rt.export.models.hifigan import HifiganGenerator
-
-    module = HifiganGenerator(
-        in_dim=4, voice_dim=4, channels=32, upsample_kernels=[16, 16, 4, 4], upsample_factors=[8, 8, 2, 2],
-        block_kernels=[3, 7, 11], block_dilations=[[1, 3, 5]] * 3,
-    ).double()  # fmt: skip
+    module = official_hifigan().double()
     frames, middle = 60, 30
     x = torch.randn(1, 4, frames, dtype=torch.float64, requires_grad=True)
     wav = module(x, torch.zeros(1, 4, dtype=torch.float64))
@@ -102,6 +108,25 @@ def test_the_halo_is_what_the_official_network_sees() -> None:
         reach.append((middle - int(seen.min()), int(seen.max()) - middle))
     furthest = max(max(pair) for pair in reach)
     assert furthest <= vocoder.HIFIGAN_HALO <= furthest + 1
+    # What a part leaves out it does not see: any part is that of the whole.
+    with torch.no_grad():
+        wav = module(x, torch.zeros(1, 4, dtype=torch.float64))
+        for first, last in ((0, frames), (14, 46), (30, 31), (0, 1), (59, 60), (17, 60)):
+            part = module(x, torch.zeros(1, 4, dtype=torch.float64), first, last)
+            torch.testing.assert_close(part, wav[:, first * HOP : last * HOP], rtol=0, atol=1e-12)
+
+
+def test_stages_compute_no_more_than_is_seen() -> None:
+    """A piece of 40 frames among 68, by the length of what each stage makes."""
+    torch = pytest.importorskip("torch")
+    module = official_hifigan()
+    seen: list[int] = []
+    for block in module.resblocks[::3]:
+        block.register_forward_hook(lambda _, inputs, output: seen.append(output.shape[2]))
+    with torch.no_grad():
+        module(torch.zeros(1, 4, 68), torch.zeros(1, 4), 14, 54)
+    frames = [samples / rate for samples, rate in zip(seen, (8, 64, 128, 256), strict=True)]
+    assert frames[0] <= 40 + 2 * 11 and max(frames[1:]) <= 40 + 2 * 3
 
 
 # --- cost and memory ---
@@ -162,7 +187,7 @@ def say(pieces: Any) -> tuple[Array, Pace]:
             return np.concatenate(found), end.value
 
 
-@pytest.mark.parametrize("chunks", [Chunks(), Chunks(1, grow=False), Chunks(7, grow=False), Chunks(500)])
+@pytest.mark.parametrize("chunks", [Chunks(), Chunks(1, 1), Chunks(7, 7), Chunks(500)])
 def test_a_stream_is_the_clip(engine: Engine, chunks: Chunks) -> None:
     pipeline = Pipeline(engine, Tokenizer(TOKENIZER))
     wanted = pipeline.synthesize(TEXTS[0], voice(engine), settings(**ONE), 5)
@@ -193,7 +218,7 @@ def test_the_first_piece_comes_before_the_last_code() -> None:
     engine = Counting()
     with scheduler(engine) as made:
         engine.before = lambda graph, rows: time.sleep(0.005)
-        handle = made.stream(TEXTS[2], voice(engine), settings(**ONE), 2, chunks=Chunks(8, grow=False))
+        handle = made.stream(TEXTS[2], voice(engine), settings(**ONE), 2, chunks=Chunks(8, 8))
         pieces = iter(handle)
         next(pieces)
         steps = len(engine.steps)
@@ -202,14 +227,50 @@ def test_the_first_piece_comes_before_the_last_code() -> None:
 
 
 def test_pieces_grow_with_the_sound_in_hand() -> None:
-    chunks = Chunks(first=8, most=60)
-    assert chunks.size(0, CODE_SECONDS / 2) == 8
-    assert 8 < chunks.size(0.5, CODE_SECONDS / 2) < chunks.size(1.0, CODE_SECONDS / 2) < 60
-    assert chunks.size(100, CODE_SECONDS / 2) == 60
-    assert chunks.size(0.1, 2 * CODE_SECONDS) == 60  # too slow to keep up: as few pieces as can be
-    assert Chunks(5, grow=False).size(100, 0.001) == 5
+    chunks = Chunks()
+    assert chunks.size(0, CODE_SECONDS / 2, 30) == 8
+    assert 8 < chunks.size(0.5, CODE_SECONDS / 2, 30) < chunks.size(1.0, CODE_SECONDS / 2, 30) < 60
+    assert chunks.size(100, CODE_SECONDS / 2, 30) == chunks.size(100, CODE_SECONDS / 2, 60) == 60
+    assert chunks.size(100, CODE_SECONDS / 2, 8) == 16  # by degrees
+    assert chunks.size(0.1, 2 * CODE_SECONDS, 40) == 60  # too slow to keep up: as few pieces as can be
+    assert Chunks(5, 6).size(100, 0.001, 1) == 6
+    for wrong, name in ((Chunks, "first_chunk"), (lambda n: Chunks(8, n), "stream_chunk_size")):
+        with pytest.raises(SettingsError, match=f"{name} is 0"):
+            wrong(0)
+    with pytest.raises(SettingsError, match="overlap_wav_len is -1"):
+        Chunks(overlap=-1)
+
+
+def test_sizes_of_pieces() -> None:
+    assert chunks_of(None) == Chunks(8) and chunks_of(None, 3) == Chunks(3)
+    assert chunks_of(20) == Chunks(20, 20) and chunks_of(20, 4) == Chunks(4, 20)
+    assert chunks_of(0).first == chunks_of(0).then == MOST_CODES
+    assert chunks_of(None, None, 1024) == Chunks(60, 40, 1024)  # the original's
+    assert chunks_of(100, None, 256) == Chunks(100, 100, 256)
     with pytest.raises(SettingsError, match="first_chunk is 0"):
-        Chunks(0)
+        chunks_of(None, 0)
+
+
+@pytest.mark.parametrize("size, overlap", [(10, 256), (1, 1024), (40, 1)])
+def test_the_originals_cross_fade(engine: Engine, size: int, overlap: int) -> None:
+    """Each piece but the first fades from the last rendering's end, where that one's edge was heard."""
+    pipeline, first = Pipeline(engine, Tokenizer(TOKENIZER)), 12
+    chosen = settings(num_autoregressive_samples=1, max_mel_tokens=35)
+    wanted = pipeline.synthesize(TEXTS[2], voice(engine), chosen, 5)
+    (latents,) = wanted.latents
+    faded, _ = say(pipeline.stream(TEXTS[2], voice(engine), chosen, 5, Chunks(first, size, overlap)))
+    codes = latents.shape[1]
+    ends = [*range(first, codes, size), codes]
+    renderings = [vocoder.hifigan(engine, latents[:, :end], wanted.voice.auto)[0] for end in ends]
+    joined = renderings[0]
+    for wav in renderings[1:]:
+        share = np.linspace(0, 1, overlap)
+        seam = len(joined) - overlap
+        joined = np.concatenate(
+            [joined[:seam], joined[seam:] * (1 - share) + wav[seam : len(joined)] * share, wav[len(joined) :]]
+        )
+    assert len(ends) > 1 and faded.shape == (len(joined) - overlap,)
+    assert np.abs(faded - joined[:-overlap]).max() <= BOUND
 
 
 def test_pace() -> None:
@@ -236,7 +297,7 @@ def test_what_cannot_be_streamed(arguments: dict[str, Any]) -> None:
 def test_a_slow_consumer_bounds_what_is_made() -> None:
     engine = Counting()
     with scheduler(engine) as made:
-        handle = made.stream(TEXTS[2], voice(engine), settings(**ONE), 2, chunks=Chunks(1, grow=False))
+        handle = made.stream(TEXTS[2], voice(engine), settings(**ONE), 2, chunks=Chunks(1, 1))
         time.sleep(1)
         assert sum(graph == "hifigan" for graph, _ in engine.runs) <= MOST_PIECES + 1
         other = made.submit(TEXTS[1], voice(engine), settings(**ONE), 6)
@@ -250,7 +311,7 @@ def test_a_slow_consumer_bounds_what_is_made() -> None:
 
 def test_whoever_leaves_gives_up() -> None:
     with scheduler(Counting(), rows=2) as made:
-        handle = made.stream(TEXTS[2], voice(made.engine), settings(**ONE), 2, chunks=Chunks(1, grow=False))
+        handle = made.stream(TEXTS[2], voice(made.engine), settings(**ONE), 2, chunks=Chunks(1, 1))
         pieces = iter(handle)
         next(pieces)
         pieces.close()
@@ -276,7 +337,7 @@ def test_what_a_given_up_stream_held_is_free(how: str, strict: bool) -> None:
     engine.before = lambda graph, rows: time.sleep(0.01) if graph == "ar_step" else None
     with scheduler(engine, rows=2, strict=strict) as made:
         for seed in seeds:
-            handle = made.stream(TEXTS[2], voice(engine), long, seed, chunks=Chunks(1, grow=False))
+            handle = made.stream(TEXTS[2], voice(engine), long, seed, chunks=Chunks(1, 1))
             pieces = iter(handle)
             next(pieces)
             if how == "error":
@@ -303,7 +364,7 @@ def drawn_codes(pipeline: Pipeline, chosen: Settings, seed: int) -> int:
 
 def test_closing_ends_a_stream_that_nobody_takes() -> None:
     made = scheduler(FakeEngine())
-    handle = made.stream(TEXTS[2], voice(made.engine), settings(**ONE), 2, chunks=Chunks(1, grow=False))
+    handle = made.stream(TEXTS[2], voice(made.engine), settings(**ONE), 2, chunks=Chunks(1, 1))
     time.sleep(0.3)
     closing = threading.Thread(target=made.close)
     closing.start()
@@ -316,7 +377,7 @@ def test_closing_ends_a_stream_that_nobody_takes() -> None:
 def test_errors_come_behind_the_last_piece() -> None:
     engine = Counting()
     with scheduler(engine) as made:
-        handle = made.stream(TEXTS[2], voice(engine), settings(**ONE), 2, chunks=Chunks(8, grow=False))
+        handle = made.stream(TEXTS[2], voice(engine), settings(**ONE), 2, chunks=Chunks(8, 8))
         pieces = iter(handle)
         next(pieces)
 

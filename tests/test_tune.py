@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_cli import ok
 
@@ -132,3 +134,35 @@ def test_forms_are_given_up_until_the_clips_are_near(monkeypatch: pytest.MonkeyP
     assert "diffusion_denoise" in whole[0].precision and "diffusion_denoise" not in whole[-1].precision
     monkeypatch.setattr(tune, "MEL_BOUND", ("anything", 1e9))
     assert choose(monkeypatch, "diffusion_denoise", 1.0)[0] == "int8"
+
+
+class Holding(FakeEngine):
+    """Holds the weights of every graph that it has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: set[str] = set()
+        self.most = 0
+
+    def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
+        self.held.add(graph)
+        self.most = max(self.most, len(self.held))
+        return super()._run(graph, inputs)
+
+    def release(self, graph: str) -> None:
+        self.held.discard(graph)
+
+
+def test_forms_do_not_stay_in_memory(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path) -> None:
+    engines = {"fp32": FakeEngine(), "int8": Holding()}
+    monkeypatch.setattr(tune, "_by_turns", lambda runs: dict.fromkeys(runs, 1.0))
+    tune.choose_precisions(engines, IDS, lambda *_: None)
+    assert engines["int8"].most == 1
+    ok("export", "--checkpoints", str(data), "-o", str(tmp_path / "bundle"), "--no-check")
+    engine = open_engine(tmp_path / "bundle")
+    noise = {"noise": np.zeros((1, engine.dims["rlg_auto.dim"]), np.float32)}
+    (before,) = engine.run("rlg_auto", **noise)
+    session = weakref.ref(engine.session("rlg_auto"))
+    engine.release("rlg_auto")
+    assert session() is None
+    np.testing.assert_array_equal(engine.run("rlg_auto", **noise)[0], before)

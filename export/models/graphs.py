@@ -21,7 +21,7 @@ GRAPH_FUNCTIONS: Mapping[str, GraphFunction] = {
     "diffusion_condition": lambda m, aligned, timestep: (m.condition(aligned, timestep),),
     "diffusion_denoise": lambda m, x, condition, timestep: (m.denoise(x, condition, timestep),),
     "univnet": lambda m, mel, noise: (m(mel, noise),),
-    "hifigan": lambda m, latents, voice: (m(latents, voice),),
+    "hifigan": lambda m, latents, voice, wanted: (m(latents, voice, *wanted.tolist()),),
     "rlg_auto": lambda m, noise: (m(noise),),
     "rlg_diffuser": lambda m, noise: (m(noise),),
     "detector": lambda m, wav: (m(wav),),

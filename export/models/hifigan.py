@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,26 @@ from .layers import count_layers
 
 SLOPE = 0.1  #: of the leaky ReLUs, except
 LAST_SLOPE = 0.01  #: of the one before the last convolution
+
+
+POST_KERNEL = 7  #: taps of the last convolution
+
+
+def margins(
+    upsample_kernels: Sequence[int],
+    upsample_factors: Sequence[int],
+    block_kernels: Sequence[int],
+    block_dilations: Sequence[Sequence[int]],
+) -> list[int]:
+    """What each upsampling must be given on either side of the part that is wanted, in samples of its input's rate."""
+    reach = max(k // 2 * sum(d + 1 for d in ds) for k, ds in zip(block_kernels, block_dilations, strict=True))
+    margin, found = POST_KERNEL // 2, []
+    for kernel, factor in zip(reversed(upsample_kernels), reversed(upsample_factors), strict=True):
+        # An input reaches the outputs from factor * its place - padding on, a kernel's length of them.
+        padding = (kernel - factor) // 2
+        margin = -(-(margin + reach + kernel - 1 - padding) // factor)
+        found.append(margin)
+    return found[::-1]
 
 
 class _ResBlock(nn.Module):
@@ -33,7 +53,10 @@ class _ResBlock(nn.Module):
 
 
 class HifiganGenerator(nn.Module):
-    """Graph ``hifigan``: latents (rows, in_dim, frames), voice (rows, voice_dim) -> (rows, samples)."""
+    """Graph ``hifigan``: latents (rows, in_dim, frames), voice (rows, voice_dim), frames first to last -> (rows, samples).
+
+    Each stage computes what the wanted frames can see, and no more.
+    """
 
     def __init__(
         self,
@@ -61,7 +84,9 @@ class HifiganGenerator(nn.Module):
             channels //= 2
             for k, d in zip(block_kernels, block_dilations, strict=True):
                 self.resblocks.append(_ResBlock(channels, k, d))
-        self.conv_post = nn.Conv1d(channels, 1, 7, padding=3)
+        self.conv_post = nn.Conv1d(channels, 1, POST_KERNEL, padding=POST_KERNEL // 2)
+        self.factors = upsample_factors
+        self.margins = margins(upsample_kernels, upsample_factors, block_kernels, block_dilations)
 
     @classmethod
     def from_weights(cls, weights: dict[str, Tensor], config: Mapping[str, Any]) -> HifiganGenerator:
@@ -84,11 +109,17 @@ class HifiganGenerator(nn.Module):
     def dims(self, config: Mapping[str, Any]) -> dict[str, int]:
         return {"hifigan.in_dim": self.in_dim, "hifigan.voice_dim": self.voice_dim}
 
-    def forward(self, latents: Tensor, voice: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, voice: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         x = self.conv_pre(latents) + self.cond_layer(voice[..., None])
         per_stage = len(self.resblocks) // len(self.ups)
-        for i, up in enumerate(self.ups):
-            x = up(F.leaky_relu(x, SLOPE))
+        frames = latents.shape[2]
+        last = frames if last is None else last
+        start, rate = 0, 1  # of x, in samples of its rate
+        for i, (up, factor, margin) in enumerate(zip(self.ups, self.factors, self.margins, strict=True)):
+            begin, end = max(0, first * rate - margin), min(frames * rate, last * rate + margin)
+            x = up(F.leaky_relu(x[..., begin - start : end - start], SLOPE))
+            start, rate = begin * factor, rate * factor
             blocks = self.resblocks[i * per_stage : (i + 1) * per_stage]
             x = torch.stack([block(x) for block in blocks]).mean(dim=0)
-        return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))[:, 0]
+        wav = torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))[:, 0]
+        return wav[:, first * rate - start : last * rate - start]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..models.hifigan import margins
 from .builder import END, GraphBuilder, Weights, taps_matrix
 
 # --- UnivNet: token-major, so that each frame's predicted kernel multiplies its samples as they lie ---
@@ -139,8 +140,9 @@ HIFIGAN_LAST_SLOPE = 0.01  #: torch's default, which the reference uses before t
 
 
 def build_hifigan(g: GraphBuilder, config: Mapping[str, Any]) -> None:
-    """hifigan: latents (rows, in_dim, frames), already interpolated, voice (rows, voice_dim) -> wav (rows, samples).
+    """hifigan: latents (rows, in_dim, frames), already interpolated, voice (rows, voice_dim), wanted (2,) -> wav (rows, samples).
 
+    Each stage computes what the wanted frames can see, and no more.
     config: upsample_factors (else half of each kernel), resblock_dilation_sizes (else 1, 3, 5, ...).
     """
     stages = g.count("ups.{}.weight")
@@ -149,24 +151,53 @@ def build_hifigan(g: GraphBuilder, config: Mapping[str, Any]) -> None:
         voice = g.op("Unsqueeze", g.linear("voice", "cond_layer"), g.ints(2, 3))
     x = g.op("Unsqueeze", "latents", g.ints(2))
     x = g.add(g.conv(x, "conv_pre", padding=3, planar=True), voice)
-    for stage in range(stages):
-        kernel = g.weights[f"ups.{stage}.weight"].shape[-1]
-        factor = config["upsample_factors"][stage] if "upsample_factors" in config else kernel // 2
-        x = g.op("LeakyRelu", x, alpha=HIFIGAN_SLOPE)
-        x = _upsample(g, x, f"ups.{stage}", factor)
-        g.rate *= factor
-        outputs = []
-        for branch in range(branches):
-            key = f"resblocks.{stage * branches + branch}"
-            layers = g.count(key + ".convs1.{}.weight")
-            dilations = [1 + 2 * i for i in range(layers)]
-            if "resblock_dilation_sizes" in config:
-                dilations = config["resblock_dilation_sizes"][branch]
-            outputs.append(_residual(g, x, key, dilations))
+    taps = [g.weights[f"ups.{stage}.weight"].shape[-1] for stage in range(stages)]
+    factors = config.get("upsample_factors", [count // 2 for count in taps])
+    widths = [g.weights[f"resblocks.{branch}.convs1.0.weight"].shape[-1] for branch in range(branches)]
+    dilations = config.get("resblock_dilation_sizes") or [
+        [1 + 2 * i for i in range(g.count(f"resblocks.{branch}.convs1.{{}}.weight"))]
+        for branch in range(branches)
+    ]
+    part = _Part(g)
+    for stage, margin in enumerate(margins(taps, factors, widths, dilations)):
+        x = g.op("LeakyRelu", part.crop(x, margin), alpha=HIFIGAN_SLOPE)
+        x = _upsample(g, x, f"ups.{stage}", factors[stage])
+        part.upsampled(factors[stage])
+        g.rate *= factors[stage]
+        outputs = [
+            _residual(g, x, f"resblocks.{stage * branches + branch}", dilations[branch])
+            for branch in range(branches)
+        ]
         x = g.mul(g.op("Sum", *outputs), g.scalar(1 / branches))
     x = g.op("LeakyRelu", x, alpha=HIFIGAN_LAST_SLOPE)
     x = g.op("Tanh", g.conv(x, "conv_post", padding=3, planar=True))
-    g.op("Squeeze", x, g.ints(1, 2), output="wav")
+    g.op("Squeeze", part.crop(x, 0), g.ints(1, 2), output="wav")
+
+
+class _Part:
+    """Which part of the clip a tensor (rows, c, 1, time) holds, in the graph: from where on, at what rate."""
+
+    def __init__(self, g: GraphBuilder) -> None:
+        self._g, self._rate, self._start = g, 1, g.ints(0)
+        self._first, self._last = g.slice("wanted", 0, 0, 1), g.slice("wanted", 0, 1)
+        self._frames = g.size("latents", 2)
+
+    def crop(self, x: str, margin: int) -> str:
+        """The wanted frames of ``x`` and ``margin`` samples to either side, as far as the clip goes."""
+        g, beside = self._g, self._g.ints(margin)
+        first, last, end = (self._samples(frames) for frames in (self._first, self._last, self._frames))
+        begin = g.op("Max", g.op("Sub", first, beside), g.ints(0))
+        end = g.op("Min", g.add(last, beside), end)
+        x = g.slice(x, 3, g.op("Sub", begin, self._start), g.op("Sub", end, self._start))
+        self._start = begin
+        return x
+
+    def upsampled(self, factor: int) -> None:
+        self._rate *= factor
+        self._start = self._g.mul(self._start, self._g.ints(factor))
+
+    def _samples(self, frames: str) -> str:
+        return self._g.mul(frames, self._g.ints(self._rate))
 
 
 def _residual(g: GraphBuilder, x: str, key: str, dilations: Sequence[int]) -> str:

@@ -39,8 +39,11 @@ class Replays:
     def __call__(
         self, name: str, function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
-        """``function(*inputs)``, which must depend on their shapes and values alone. inputs: on the device."""
-        key = (name, *(tensor.shape for tensor in inputs))
+        """``function(*inputs)``, which must depend on their shapes and values alone.
+
+        inputs: on the device; those on the CPU say what is computed, as shapes do, and are replayed for equal values only.
+        """
+        key = (name, *(tensor.shape if tensor.is_cuda else tuple(tensor.tolist()) for tensor in inputs))
         if key not in self._recorded:
             if key not in self._seen:
                 self._seen[key] = None
@@ -53,12 +56,14 @@ class Replays:
         self._recorded.move_to_end(key)
         recorded = self._recorded[key]
         for held, given in zip(recorded.inputs, inputs, strict=True):
-            held.copy_(given)
+            if given.is_cuda:
+                held.copy_(given)
         recorded.graph.replay()
         return recorded.outputs
 
     def _record(self, function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> _Recorded:
-        graph, held = torch.cuda.CUDAGraph(), tuple(torch.empty_like(tensor) for tensor in inputs)
+        graph = torch.cuda.CUDAGraph()
+        held = tuple(torch.empty_like(tensor) if tensor.is_cuda else tensor for tensor in inputs)
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             outputs = function(*held)
         return _Recorded(graph, held, outputs)

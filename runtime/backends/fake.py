@@ -163,7 +163,8 @@ def _univnet(mel: Array, noise: Array) -> tuple[Array]:
     return (_wave(np.tanh(mel.mean(axis=1) * 0.1 + noise.mean(axis=1))),)
 
 
-def _hifigan(latents: Array, voice: Array) -> tuple[Array]:
+def _hifigan(latents: Array, voice: Array, wanted: Array) -> tuple[Array]:
+    latents = latents[:, :, slice(*wanted)]
     return (_wave(np.tanh(latents.mean(axis=1) + voice.mean(axis=1)[:, None])),)
 
 

@@ -161,6 +161,10 @@ class OnnxEngine(Engine):
                 self._sessions[graph] = self._create_session(graph)
             return self._sessions[graph]
 
+    def release(self, graph: str) -> None:
+        with self._locks[graph]:
+            self._sessions.pop(graph, None)
+
     def _create_session(self, graph: str) -> Any:
         options = self._runtime.SessionOptions()
         options.log_severity_level = 3

@@ -25,6 +25,8 @@ _NETWORKS = ("autoregressive", "clvp", "cvvp", "diffusion")
 #: precision -> networks that it is for. The others stay fp32: they are small, and a vocoder's error is heard as noise
 REDUCED = {"fp32": (), "fp16": (*_NETWORKS, "hifigan"), "bf16": _NETWORKS}
 
+SHAPING = ("wanted",)  #: inputs that say what is computed: they stay on the CPU
+
 
 def pick_device(device: str) -> torch.device:
     """The torch device for "auto" (CUDA, else MPS, else CPU) or a name; raises EngineError if it is not there."""
@@ -115,12 +117,12 @@ class TorchEngine(Engine):
         network = GRAPHS[graph].network
         with self._turn():
             module = self.module(network)
-            tensors = [self._to_device(array) for array in inputs.values()]
             dtype = next(module.parameters()).dtype
-            tensors = [
-                tensor.to(dtype) if tensor.is_floating_point() and name != "timestep" else tensor
-                for name, tensor in zip(inputs, tensors, strict=True)
-            ]
+            tensors = []
+            for name, array in inputs.items():
+                tensor = torch.from_numpy(array) if name in SHAPING else self._to_device(array)
+                casts = tensor.is_floating_point() and name != "timestep"  # whose sinusoids need its bits
+                tensors.append(tensor.to(dtype) if casts else tensor)
             function: GraphFunction = functools.partial(GRAPH_FUNCTIONS[graph], module)
             if self._fast is None:
                 outputs = function(*tensors)

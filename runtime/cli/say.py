@@ -88,6 +88,7 @@ def say(
     stream: bool,
     raw: bool,
     chunk: int | None,
+    first_chunk: int | None,
     pause: float | None,
     **settings: Any,
 ) -> None:
@@ -100,7 +101,7 @@ def say(
     """
     options.set_up_log(quiet, verbose)
     stream = stream or str(output) == "-"
-    check_stream_options(stream, output, raw, chunk, pause)
+    check_stream_options(stream, output, raw, chunk=chunk, first_chunk=first_chunk, pause=pause)
     live = stream and text == ("-",)
     words = "" if live else read_text(text)
     if not stream:
@@ -146,7 +147,8 @@ def say(
     if stream:
         with Scheduler(opened, chosen_tokenizer) as scheduler:
             reader = Reader(
-                scheduler, speaker, chosen, seed, chunks=chunks_of(chunk), pause=PAUSE if pause is None else pause
+                scheduler, speaker, chosen, seed,
+                chunks=chunks_of(chunk, first_chunk), pause=PAUSE if pause is None else pause,
             )  # fmt: skip
             said = checked_parts(arriving_text(), not no_redaction) if live else words
             comment = synthetic_comment(not no_mark, f"seed {seed}")

@@ -47,7 +47,14 @@ def stream_options(function: Any) -> Any:
             "--chunk",
             type=int,
             metavar="N",
-            help="Of a stream: codes (46 ms each) that a piece waits for; 0 is a sentence. [default: 8 at first, then more]",
+            help="Of a stream: codes (46 ms each) that a piece waits for; 0 is a sentence. [default: as many as there is "
+            "sound in hand for]",
+        ),
+        click.option(
+            "--first-chunk",
+            type=int,
+            metavar="N",
+            help="Of a stream: codes that the first piece waits for. [default: 8, or --chunk]",
         ),
         click.option(
             "--pause", type=float, metavar="S", help="Of a stream: seconds between sentences. [default: 0.25]"
@@ -87,15 +94,13 @@ def write_stream(
         click.echo(f"{name}: {pace.report()}, seed {seed}", err=str(output) == "-")
 
 
-def check_stream_options(
-    stream: bool, output: Path | None, raw: bool, chunk: int | None, pause: float | None
-) -> None:
+def check_stream_options(stream: bool, output: Path | None, raw: bool, **values: float | None) -> None:
     """Raise an OutputError for options of a stream where none is asked for, or of a pipe where there is none."""
     if raw and str(output) != "-":
         raise OutputError("--raw is for standard output: -o -")
-    for name, value in (("--chunk", chunk), ("--pause", pause)):
+    for name, value in values.items():
         if value is not None and not stream:
-            raise OutputError(f"{name} is for a stream: add --stream")
+            raise OutputError(f"--{name.replace('_', '-')} is for a stream: add --stream")
 
 
 def stream_settings(engine: Engine, preset: str | None, settings: dict[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,9 @@ class TextToSpeech(ReferenceClass):
         diffusion_temperature=1.0,
         **hf_generate_kwargs,
     ):
-        """Yields (samples,) pieces at 24 kHz. They join without a cross-fade: ``overlap_wav_len`` has no effect.
+        """Yields (samples,) pieces at 24 kHz. They join without a cross-fade: ``overlap_wav_len`` has no effect here.
+
+        ``tortoise_rt.TextToSpeech.tts_stream`` makes them with one, for comparison.
 
         A text too long for one clip is said sentence by sentence.
         """

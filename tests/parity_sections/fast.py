@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from tortoise_rt.conditioning import mean_latent, voice_mels
 from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Array
 from tortoise_rt.sampling import draw
+from tortoise_rt.streaming import REFERENCE_FIRST, FadingDecoder
 from tortoise_rt.vocoder import hifigan
 
 from .autoregressive import UPSTREAM
@@ -18,7 +19,6 @@ from .recording import Check, Recording, Subject
 from .sampling import ANY_CODE, replay_draws
 from .whole import check_text, read_clips
 
-FIRST_CHUNK_CODES = 60  #: the reference waits for so many before its first chunk
 CHUNK_CODES, OVERLAP = 10, 256  #: of the recorded stream, unless its README says otherwise
 
 
@@ -64,21 +64,6 @@ def draw_stream(subject: Subject, voice: Array, text: Array, uniforms: Array) ->
             latent = latents[:, -1]
 
 
-def cross_fade(wavs: Sequence[Array], overlap: int) -> list[Array]:
-    """Chunks of a stream from ever longer renderings (samples,) of it.
-
-    Each chunk holds back its last ``overlap`` samples, and the next begins with a linear fade from those.
-    """
-    chunks: list[Array] = []
-    rising = np.linspace(0, 1, overlap, dtype=np.float32)
-    for previous, wav in zip([None, *wavs], wavs, strict=False):
-        chunk = wav[0 if previous is None else len(previous) - overlap : -overlap].copy()
-        if previous is not None:
-            chunk[:overlap] = previous[-overlap:] * rising[::-1] + chunk[:overlap] * rising
-        chunks.append(chunk)
-    return chunks
-
-
 def check_stream(recording: Recording, subject: Subject) -> None:
     voice, text = speak(recording, subject)
     drawn = list(draw_stream(subject, voice, text, recording["stream_u"][:, 0]))
@@ -89,9 +74,13 @@ def check_stream(recording: Recording, subject: Subject) -> None:
     name = "stream_chunk_lens"
     (chunk_codes,) = recording.documented(name, r"stream_chunk_size=(\d+)", [CHUNK_CODES])
     (overlap,) = recording.documented(name, r"overlap_wav_len=(\d+)", [OVERLAP])
-    ends = [*range(max(chunk_codes, FIRST_CHUNK_CODES), len(drawn) + 1, chunk_codes), len(drawn)]
-    wavs = [hifigan(subject.engine, latents[None, :end], voice)[0] for end in ends]
-    chunks = cross_fade(wavs, overlap)
+    first = max(chunk_codes, REFERENCE_FIRST)
+    ends = [*range(first, len(drawn) + 1, chunk_codes), len(drawn)]
+    decoder = FadingDecoder(subject.engine, voice, overlap)
+    chunks = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        decoder.feed(latents[start:end])
+        chunks.append(decoder.take(ended=end == len(drawn)))
     recording.compare(name, np.array([len(chunk) for chunk in chunks]))
     for match in recording.matches(r"stream_wav_every(\d+)"):
         recording.compare(match[0], np.concatenate(chunks)[:: int(match[1])])
@@ -107,8 +96,9 @@ def check_cross_fade(recording: Recording, subject: Subject) -> None:
     lengths = np.cumsum([len(recording[name]) for name in names])
     overlap = len(signal) - int(lengths[-1])
     wavs = [signal[: length + overlap] * np.float32(1 + 0.1 * i) for i, length in enumerate(lengths)]
-    for name, chunk in zip(names, cross_fade(wavs, overlap), strict=True):
-        recording.compare(name, chunk)
+    decoder = FadingDecoder(subject.engine, np.zeros((1, 1), np.float32), overlap)
+    for name, wav in zip(names, wavs, strict=True):
+        recording.compare(name, decoder.fade(wav))
 
 
 CHECKS: tuple[Check, ...] = (check_text, check_runs, check_stream, check_cross_fade)

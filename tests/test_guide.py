@@ -1,0 +1,87 @@
+"""What the guide says to type works: every section's commands and programs, run in a folder of their own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+GUIDE = ROOT / "GUIDE.md"
+SECONDS = 120  #: that a command may take
+
+
+@dataclass
+class Block:
+    """A fenced block: its kind and text."""
+
+    kind: str
+    text: str
+
+
+def sections(guide: str) -> dict[str, list[Block]]:
+    """Heading -> its blocks."""
+    found: dict[str, list[Block]] = {}
+    for part in re.split(r"^## ", guide, flags=re.MULTILINE)[1:]:
+        heading, _, body = part.partition("\n")
+        fenced = re.findall(r"^```(\w+)\n(.*?)^```$", body, flags=re.MULTILINE | re.DOTALL)
+        found[heading.strip()] = [Block(kind, text) for kind, text in fenced]
+    return found
+
+
+def commands(text: str) -> list[tuple[str, int]]:
+    """(command, exit status) of a console block; a line that ends with a backslash goes on in the next."""
+    found, status = [], 0
+    for line in text.replace("\\\n", " ").split("\n"):
+        if line.startswith("$? "):
+            status = int(line[3:])
+        elif line.startswith("$ "):
+            found.append((line[2:], status))
+            status = 0
+    return found
+
+
+SECTIONS = sections(GUIDE.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_a_section_works(heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    monkeypatch.setenv("TORTOISE_RT_CACHE", str(tmp_path / ".cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    work = tmp_path / "work"
+    work.mkdir()
+    runs = [
+        run
+        for block in SECTIONS[heading]
+        for run in (
+            commands(block.text)
+            if block.kind == "console"
+            else [(f"{sys.executable} - <<'EOF'\n{block.text}\nEOF", 0)]
+        )
+    ]
+    assert runs, "a section shows how"
+    for command, status in runs:
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=work, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+        said = textwrap.indent(done.stdout + done.stderr, "    ")
+        assert done.returncode == status, f"$ {command}\n{said}"
+        assert "Traceback" not in done.stderr, f"$ {command}\n{said}"
+
+
+def test_reading_the_guide() -> None:
+    made = sections(
+        "# G\n## One\n```console\n$ a \\\n  b\nout\n$? 2\n$ c\n```\n## Two\n```python\nx = 1\n```\n"
+    )
+    assert made == {
+        "One": [Block("console", "$ a \\\n  b\nout\n$? 2\n$ c\n")],
+        "Two": [Block("python", "x = 1\n")],
+    }
+    assert commands(made["One"][0].text) == [("a    b", 0), ("c", 2)]
