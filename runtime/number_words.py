@@ -59,18 +59,27 @@ _ORDINALS = {
     "twelve": "twelfth",
 }
 
-#: sign -> one of it, many, one hundredth, many hundredths
-_CURRENCIES = {
+#: sign -> one of it, many, one hundredth, many hundredths ("" where nobody counts them)
+CURRENCIES = {
     "$": ("dollar", "dollars", "cent", "cents"),
     "£": ("pound", "pounds", "penny", "pence"),
     "€": ("euro", "euros", "cent", "cents"),
+    "₹": ("rupee", "rupees", "paisa", "paise"),
+    "¥": ("yen", "yen", "", ""),
+    "₩": ("won", "won", "", ""),
+    "₽": ("ruble", "rubles", "", ""),
+    "₺": ("lira", "lira", "", ""),
+    "₿": ("bitcoin", "bitcoins", "", ""),
 }
 
 _COMMAS = re.compile(r"[0-9][0-9,]+[0-9]")
-_MONEY = re.compile(r"([$£€])([0-9.,]*[0-9])( (?:thousand|million|billion|trillion)\b)?")
+# 1,234,567, 1,00,000 and 1000,000
+_GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,2}(?:,[0-9]{2})*,[0-9]{3}|[0-9]+,[0-9]{3}")
+_MONEY = re.compile(r"([$£€₹¥₩₽₺₿])([0-9.,]*[0-9])( (?:thousand|million|billion|trillion)\b)?")
 # A run of digits matches from its start or not at all; without the look-behind, a long run takes quadratic time.
 _DECIMAL = re.compile(r"(?<![0-9])([0-9]+)\.(0*)([0-9]+)")
 _ORDINAL = re.compile(r"(?<![0-9])([0-9]+)(?:st|nd|rd|th)")
+_SEVERAL = re.compile(r"(?<![0-9])([0-9]+)s(?![a-z0-9])")
 _NUMBER = re.compile(r"[0-9]+")
 
 
@@ -127,7 +136,7 @@ def _digit_by_digit(digits: str) -> str:
 
 
 def _say_number(match: re.Match[str]) -> str:
-    digits = match[0].lstrip("0") or "0"
+    digits = match[0].rstrip("s").lstrip("0") or "0"
     if len(digits) > MAX_DIGITS:
         return _digit_by_digit(digits)
     number = int(digits)
@@ -139,6 +148,12 @@ def _say_ordinal(match: re.Match[str]) -> str:
     return _digit_by_digit(digits) if len(digits) > MAX_DIGITS else ordinal(int(digits))
 
 
+def _say_several(match: re.Match[str]) -> str:
+    """The 1990s and 80s: what is counted there is a number's name."""
+    said = _say_number(match)
+    return said[:-1] + "ies" if said.endswith("y") else said + ("es" if said.endswith("x") else "s")
+
+
 def _split_decimal(match: re.Match[str]) -> str:
     """Zeros before other decimals are said one by one ("0.05": zero point zero five), the rest as one number."""
     whole, zeros, rest = match.groups()
@@ -146,16 +161,22 @@ def _split_decimal(match: re.Match[str]) -> str:
     return f"{whole} point {spaced}{rest}"
 
 
+def _join_groups(match: re.Match[str]) -> str:
+    """A number's groups without their commas; a list of numbers as a list."""
+    grouped = _GROUPED.fullmatch(match[0])
+    return match[0].replace(",", "") if grouped else re.sub(r",+", ", ", match[0])
+
+
 def _split_money(match: re.Match[str]) -> str:
     """An amount as digits and units, for the later passes to say: "$1.50" -> "1 dollar, 50 cents"."""
     sign, amount, scale = match.groups()
-    one, many, one_hundredth, hundredths = _CURRENCIES[sign]
+    one, many, one_hundredth, hundredths = CURRENCIES[sign]
     whole, *fractions = amount.replace(",", "").split(".")
     if len(fractions) > 1:
         return f"{amount} {many}"
     fraction = fractions[0] if fractions else ""
     whole = whole.lstrip("0")
-    if scale or (len(fraction) > 2 and fraction.strip("0")):
+    if scale or (fraction.strip("0") and (len(fraction) > 2 or not hundredths)):
         return f"{whole or 0}{'.' if fraction else ''}{fraction}{scale or ''} {many}"
     cents = int(fraction[:2].ljust(2, "0"))
     said = [f"{whole} {one if whole == '1' else many}"] if whole else []
@@ -166,8 +187,9 @@ def _split_money(match: re.Match[str]) -> str:
 
 def expand_numbers(text: str) -> str:
     """Lower-case ``text`` with its ASCII numbers, and the currency signs before them, in words."""
-    text = _COMMAS.sub(lambda m: m[0].replace(",", ""), text)
+    text = _COMMAS.sub(_join_groups, text)
     text = _MONEY.sub(_split_money, text)
     text = _DECIMAL.sub(_split_decimal, text)
     text = _ORDINAL.sub(_say_ordinal, text)
+    text = _SEVERAL.sub(_say_several, text)
     return _NUMBER.sub(_say_number, text)

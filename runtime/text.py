@@ -7,8 +7,11 @@ this does not:
 - one decimal of a currency is tens of its hundredths ("$2.5": fifty cents), more than two are a decimal
   number, and a scale stays with its number ("$2.5 million": two point five million dollars);
 - zeros after a decimal point are said ("0.05");
-- numbers of more than 36 digits are said digit by digit;
-- a fraction sign is kept apart from the number before it ("1½").
+- numbers of more than 36 digits are said digit by digit, and lists of numbers ("1,2,3") are no single number;
+- decades have their plural ("the 1990s"), other currencies their names ("¥500");
+- a fraction sign is kept apart from the number before it ("1½"), words from the picture between them;
+- an abbreviation is none within an address ("example.co.uk"), and stands apart from what follows ("Dr.Smith");
+- and the forms of :mod:`tortoise_rt.written`.
 """
 
 from __future__ import annotations
@@ -22,28 +25,43 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .errors import TextError
-from .number_words import expand_numbers
+from .number_words import CURRENCIES, expand_numbers
 from .spec import STOP_TEXT
+from .written import respell
 
 _NON_ASCII = re.compile(r"[^\x00-\x7f]")
 _SPACES = re.compile(r"\s+")
 _SPACE_TOKEN, _STOP_TOKEN, _UNKNOWN_TOKEN = "[SPACE]", "[STOP]", "[UNK]"
 
-# Where text-unidecode (Text::Unidecode of 2001) and its later descendants differ, for signs that people type.
-# Currency signs survive to be said with their amounts.
+# Where text-unidecode (Text::Unidecode of 2001) and its later descendants differ, for what people type: signs, kana, Hebrew.
+# Currency signs survive to be said with their amounts, degrees and cents to be said as words.
 _TRANSLITERATIONS = {
-    "£": "£",
-    "€": "€",
+    **{sign: sign for sign in "£€₹¥₩₽₺₿¢°"},
     "™": "(tm)",
     "℠": "(sm)",
+    "№": "No.",
     "−": "-",  # minus sign
     "≤": "<=",
     "≥": ">=",
+    "×": " x ",
+    "÷": " divided by ",
+    "±": " plus or minus ",
+    **dict.fromkeys("しシ", "shi"),
+    **dict.fromkeys("ちチ", "chi"),
+    **dict.fromkeys("つっツッ", "tsu"),
+    "ー": "-",
+    **dict(zip("אחק־", "ahk-", strict=True)),
 }
+_MONEY_RANGE = re.compile(rf"([{''.join(CURRENCIES)}])([0-9][0-9.,]*)[–-](?=[0-9])")
+_EN_DASH_RANGE = re.compile(rf"(?<=[0-9])–(?=[{''.join(CURRENCIES)}]?[0-9])")
+_PICTURES = re.compile(r"(?<=[^\W_])[\u2600-\u2775\u2794-\u27bf\U0001f300-\U0001faff\ufe0f\u200d]+(?=[^\W_])")
+_LATIN_NAME = re.compile(
+    r"LATIN (?:CAPITAL |SMALL )?LETTER (?:SMALL CAPITAL )?(?:TURNED )?([A-Z]{1,2})(?: WITH .+)?"
+)
 
 # Replaced in this order. A letter or digit right before, or no full stop, and it is another word.
 _ABBREVIATIONS = tuple(
-    (re.compile(rf"\b{short}\."), word)
+    (re.compile(rf"(?<![/@])\b{short}\.(?=([a-z])?)"), word)
     for short, word in (
         ("mrs", "misess"),  # the spelling of the training text
         ("mr", "mister"),
@@ -66,6 +84,12 @@ _ABBREVIATIONS = tuple(
     )
 )
 
+#: signs that stand alone
+_LONE_SIGNS = {sign: many for sign, (_, many, _, _) in CURRENCIES.items() if sign != "$"} | {
+    "€": "eur",  # as transliteration has it
+    "¢": "cents",
+}
+
 
 @functools.lru_cache(maxsize=4096)
 def _transliterate_character(character: str) -> str:
@@ -81,7 +105,12 @@ def _transliterate_character(character: str) -> str:
         return ascii_text
     # The table knows no styled letters and numbers (mathematical, circled, squared); Unicode says what they stand for.
     plain = unicodedata.normalize("NFKC", character)
-    return "".join(map(_transliterate_or_keep, plain)) if plain != character else ""
+    if plain != character:
+        return "".join(map(_transliterate_or_keep, plain))
+    if (value := unicodedata.numeric(character, None)) is not None and value % 1 == 0:
+        return str(int(value))
+    named = _LATIN_NAME.fullmatch(unicodedata.name(character, ""))
+    return named[1].lower() if named else ""
 
 
 def _transliterate_or_keep(character: str) -> str:
@@ -89,16 +118,28 @@ def _transliterate_or_keep(character: str) -> str:
 
 
 def transliterate(text: str) -> str:
-    """``text`` in ASCII letters, apart from "£" and "€". Characters that have no transliteration vanish."""
+    """``text`` in ASCII, apart from signs that are said later; ranges ("10–20", "$5-10") have a "to".
+
+    What has no transliteration vanishes.
+    """
+    text = _EN_DASH_RANGE.sub(" to ", _MONEY_RANGE.sub(r"\2 to \1", text))
+    text = _PICTURES.sub(" ", text)
     return _NON_ASCII.sub(lambda m: _transliterate_character(m[0]), text)
+
+
+def _expand(word: str, abbreviation: re.Match[str]) -> str:
+    if not abbreviation[1]:
+        return word
+    return abbreviation[0] if word == "company" else word + " "  # example.co.uk, Dr.Smith
 
 
 def clean_english(text: str) -> str:
     """``text`` as the models read it: ASCII, lower case, numbers and abbreviations in words, no double quotes."""
-    text = expand_numbers(transliterate(text).lower())
-    text = text.replace("£", "pounds").replace("€", "eur")
+    text = expand_numbers(respell(transliterate(text)).lower())
+    for sign, name in _LONE_SIGNS.items():
+        text = text.replace(sign, name)
     for pattern, word in _ABBREVIATIONS:
-        text = pattern.sub(word, text)
+        text = pattern.sub(functools.partial(_expand, word), text)
     return _SPACES.sub(" ", text).replace('"', "")
 
 
