@@ -55,9 +55,7 @@ _TRANSLITERATIONS = {
 _MONEY_RANGE = re.compile(rf"([{''.join(CURRENCIES)}])([0-9][0-9.,]*)[–-](?=[0-9])")
 _EN_DASH_RANGE = re.compile(rf"(?<=[0-9])–(?=[{''.join(CURRENCIES)}]?[0-9])")
 _PICTURES = re.compile(r"(?<=[^\W_])[\u2600-\u2775\u2794-\u27bf\U0001f300-\U0001faff\ufe0f\u200d]+(?=[^\W_])")
-_LATIN_NAME = re.compile(
-    r"LATIN (?:CAPITAL |SMALL )?LETTER (?:SMALL CAPITAL )?(?:TURNED )?([A-Z]{1,2})(?: WITH .+)?"
-)
+_LATIN_NAME = re.compile(r"(?:NEGATIVE \w+ )?LATIN (?:\w+ )?LETTER (?:\w+ )*([A-Z]{1,2})(?: WITH .+)?")
 
 # Replaced in this order. A letter or digit right before, or no full stop, and it is another word.
 _ABBREVIATIONS = tuple(

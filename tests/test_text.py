@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tortoise_rt import number_words
+from tortoise_rt import number_words, written
 from tortoise_rt.errors import TextError
 from tortoise_rt.text import (
     Tokenizer,
@@ -22,6 +22,7 @@ from tortoise_rt.text import (
     clean_english,
     find_reference_tokenizer,
     split_and_recombine_text,
+    transliterate,
 )
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "tiny-a" / "text.json").read_text(encoding="utf-8"))
@@ -32,6 +33,9 @@ MENDED = {
     "£1,000 and £0.5": "one thousand pounds and fifty pence",
 }
 ROWS = [row for row in RECORDED["tokenizer"] if "error" not in row and row["text"] not in MENDED]
+WRITTEN = json.loads((Path(__file__).parent / "data" / "written_forms.json").read_text(encoding="utf-8"))[
+    "rows"
+]
 LINES = st.text(alphabet=st.sampled_from("abcdefg 0123456789 .,!?;:'\"“”\n$£-"), max_size=400)
 
 
@@ -91,6 +95,39 @@ def test_what_the_reference_gets_wrong_or_lacks(text: str, said: str) -> None:
     assert clean_english(text) == said
 
 
+@pytest.mark.parametrize("row", WRITTEN, ids=lambda row: ascii(row["text"]))
+def test_written_forms_as_recorded_or_mended(row: dict[str, str]) -> None:
+    assert clean_english(row["text"]) == row.get("ours", row["reference"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("He is 6 ft. The dog is not.", "he is six feet. the dog is not."),
+        ("Main St.\nHe", "main street he"),
+        ("At 1:00: go. 24:00", "at one o'clock: go. twenty-four:zero"),
+        ("2020-13-01", "twenty twenty-thirteen-one"),
+        ("May-5, x-5", "may-five, x-five"),
+        ("Chapter IVX, Act I am", "chapter ivx, act i am"),
+        ("¥500.5 and ¥ alone", "five hundred point five yen and yen alone"),
+        ("Ft. Lauderdale, 5ft.", "fort lauderdale, five feet."),
+        ("rev.dr.smith of dr.com, me@st.com", "reverend doctor smith of doctor com, me@st.com"),
+        ("ᴛɪɴʏ 🅑🅘🅖 Ⱡ", "tiny big l"),
+        ("❶ b, ⓿", "one b, zero"),
+    ],
+)
+def test_where_written_forms_end(text: str, said: str) -> None:
+    assert clean_english(text) == said
+
+
+def test_roman_numerals() -> None:
+    tens, ones = ["", "X", "XX", "XXX"], ["", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX"]
+    for number in range(1, 40):
+        assert written._roman(tens[number // 10] + ones[number % 10]) == number
+    for other in ("", "IIII", "VX", "IC", "VIV"):
+        assert written._roman(other) is None
+
+
 def test_number_words_equal_inflect() -> None:
     inflect = pytest.importorskip("inflect", reason="inflect, which the reference uses, is not installed")
     engine = inflect.engine()
@@ -123,6 +160,50 @@ def test_cleaning_gives_ascii_without_digits(text: str) -> None:
     assert not re.search(r'[0-9A-Z"]|\s\s\s', cleaned.replace('"', ""))
 
 
+PIECES = st.lists(
+    st.text(max_size=40)
+    | LINES.map(lambda line: line[:40])
+    | st.sampled_from([row["text"] for row in WRITTEN])
+    | st.text(alphabet="[]()<>\x00\x07\x1b\x7f\u200b\u202e 0123456789.,:-$°'", max_size=40),
+    max_size=12,
+)
+#: 0 to 5,000 characters: anything at all, digits, brackets, control characters and what people write
+TEXTS = st.builds(
+    lambda pieces, times: (" ".join(pieces) * times)[:5000], PIECES, st.sampled_from([1, 1, 1, 3, 30])
+)
+
+_GROUP = re.compile(r"[a-z]+|[0-9](?:[0-9.,:]*[0-9])?")
+_NUMBER_WORD = re.compile(
+    r"zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twel|twent|thir|fif|fort|hundred|thousand|first|second"
+)
+#: written otherwise than said: titles, Roman numerals; the rest of what stands right behind a number is not looked at
+_SAID_OTHERWISE = re.compile(
+    r"mrs|mr|drs?|st|co|jr|maj|gen|rev|lt|hon|sgt|capt|esq|ltd|col|ft|nos?|[ivx]+|c|f|ubtc|btc"
+)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(text=TEXTS)
+def test_no_word_or_number_is_lost(text: str) -> None:
+    """Every word comes through as it is spelt, in order, and every number as words, between its neighbours."""
+    cleaned = clean_english(text)
+    assert cleaned.isascii()
+    assert not re.search(r'[0-9A-Z"]', cleaned)
+    source = transliterate(text).lower()
+    place = 0
+    for group in _GROUP.finditer(source):
+        spelt = group[0]
+        if spelt[0].isdigit():
+            said = _NUMBER_WORD.search(cleaned, place)
+            assert said, (spelt, cleaned[place:])
+            place = said.end()
+        elif not source[group.start() - 1 : group.start()].isdigit() and not _SAID_OTHERWISE.fullmatch(spelt):
+            assert spelt in cleaned[place:], (spelt, cleaned[place:])
+            place = cleaned.index(spelt, place) + len(spelt)
+    if '"' not in source:  # they go last, and may bring new neighbours together
+        assert clean_english(cleaned) == cleaned
+
+
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(max_size=200) | LINES)
 def test_any_text_can_be_encoded(tokenizer: Tokenizer, basic_tokenizer: Tokenizer, text: str) -> None:
@@ -131,7 +212,27 @@ def test_any_text_can_be_encoded(tokenizer: Tokenizer, basic_tokenizer: Tokenize
     basic_tokenizer.encode(text + "\ud800")
 
 
-@pytest.mark.parametrize("unit", ["1", "1,", "1.", "$,", "£1.1", "a", "é", "dr.", '"', "!?. "])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "1",
+        "1,",
+        "1.",
+        "$,",
+        "£1.1",
+        "a",
+        "é",
+        "dr.",
+        '"',
+        "!?. ",
+        "1:0",
+        "1-2",
+        "12 Aa St",
+        "A1",
+        "5 ft.",
+        "👍a",
+    ],
+)
 def test_long_text_takes_linear_time(tokenizer: Tokenizer, unit: str) -> None:
     start = time.perf_counter()
     tokenizer.encode(unit * (200_000 // len(unit)))
