@@ -242,13 +242,26 @@ def make_settings(preset: str | None = None, **arguments: Any) -> Settings:
     )
 
 
-def replace(settings: Settings, **arguments: Any) -> Settings:
-    """``settings`` with some arguments changed, named as in :func:`make_settings`."""
-    current = {
+def settings_arguments(settings: Settings) -> dict[str, Any]:
+    """The arguments of :func:`make_settings` that give ``settings``."""
+    return {
         name: getattr(getattr(settings, part) if part else settings, attribute)
         for name, (part, attribute) in ARGUMENTS.items()
     }
-    return make_settings(**{**current, **arguments})
 
 
-__all__ = ["ARSettings", "DiffusionSettings", "Settings", "PRESETS", "ARGUMENTS", "make_settings", "replace"]
+def replace(settings: Settings, **arguments: Any) -> Settings:
+    """``settings`` with some arguments changed, named as in :func:`make_settings`."""
+    return make_settings(**{**settings_arguments(settings), **arguments})
+
+
+__all__ = [
+    "ARSettings",
+    "DiffusionSettings",
+    "Settings",
+    "PRESETS",
+    "ARGUMENTS",
+    "make_settings",
+    "replace",
+    "settings_arguments",
+]

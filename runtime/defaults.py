@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Mapping
 from typing import Any
 
-from .config import ARGUMENTS, MAX_SAMPLES, PRESETS, Settings, check_choice, make_settings
+from .config import (
+    ARGUMENTS,
+    MAX_SAMPLES,
+    PRESETS,
+    Settings,
+    check_choice,
+    make_settings,
+    settings_arguments,
+)
 from .engine import Engine
 
 DEFAULT_PRESET = "fast"  #: of the command line and of tts_with_preset(), as in the reference
@@ -34,6 +44,8 @@ def settings_for(
     rank are not drawn, whatever the preset says, unless the caller names them.
     """
     check_settings(preset, **arguments)
+    if arguments.get("length_penalty") not in (None, 1):
+        _warn_about_length_penalty()
     own = {name: value for name, value in engine.info.defaults.items() if name in ARGUMENTS}
     given = {name: value for name, value in arguments.items() if value is not None}
     base = engine.info.defaults.get("preset", fallback) if preset is None else None
@@ -51,6 +63,38 @@ def settings_for(
                 merged["num_autoregressive_samples"], merged.get("k", 1)
             )
     return make_settings(**merged)
+
+
+@functools.cache
+def _warn_about_length_penalty() -> None:
+    log.warning(
+        "length_penalty has no effect: it weighs beams, and codes are drawn (in the original as well)"
+    )
+
+
+def settings_origins(
+    engine: Engine, preset: str | None = None, fallback: str | None = None, **arguments: Any
+) -> dict[str, tuple[Any, str]]:
+    """Each argument's value as :func:`settings_for` finds it, and where it comes from."""
+    settings = settings_for(engine, preset, fallback, **arguments)
+    base = engine.info.defaults.get("preset")
+    whose = "the engine's preset" if base else "the default preset"
+    layers: list[tuple[str, Mapping[str, Any]]] = [
+        ("option", {name: value for name, value in arguments.items() if value is not None}),
+        (f"preset {preset}", _preset(preset)),
+        ("the engine", engine.info.defaults),
+        (f"{whose}, {base or fallback}", {} if preset else _preset(base or fallback)),
+    ]
+    origins: dict[str, tuple[Any, str]] = {}
+    for name, value in settings_arguments(settings).items():
+        origin, said = next(
+            ((who, given[name]) for who, given in layers if name in given), ("default", value)
+        )
+        origins[name] = (
+            value,
+            origin if said == value else f"what the engine has networks for ({origin}: {said})",
+        )
+    return origins
 
 
 def _preset(name: str | None) -> dict[str, Any]:

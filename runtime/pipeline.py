@@ -25,6 +25,16 @@ from .voice import Voice, VoiceLatents
 Progress = Callable[[str, int, int], None]
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a result was made from, beside its seed."""
+
+    text: str | None  #: None where token ids were given
+    ids: list[int]
+    settings: Settings
+    clips: tuple[Array, ...]  #: (samples,) each, 22.05 kHz, of a voice given as clips
+
+
 @dataclass
 class Result:
     """What a synthesis made. Lists hold one entry per candidate, best first."""
@@ -39,6 +49,7 @@ class Result:
     stop_code: int
     seed: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)  #: time per stage
+    request: Request | None = None  #: what was asked for
 
     @property
     def audio_seconds(self) -> float:
@@ -145,7 +156,9 @@ class Pipeline:
             spoken = [autoregressive.codes_to_decode(codes[i], stop, settings.decoder) for i in chosen]
             code_latents = self._stage.code_latents(self.engine, latents.auto, row, spoken)
         used = getattr(rand, "seed", None)
-        result = Result([], codes, scores, chosen, code_latents, [], latents, stop, used, seconds)
+        clips = voice.clips if isinstance(voice, Voice) else ()
+        request = Request(text if isinstance(text, str) else None, list(ids), settings, tuple(clips))
+        result = Result([], codes, scores, chosen, code_latents, [], latents, stop, used, seconds, request)
         decode = self._hifigan if settings.decoder == "hifigan" else self._diffuse
         for number in range(len(chosen)):
             decode(result, number, settings, rand, progress)

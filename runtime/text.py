@@ -197,6 +197,17 @@ class Tokenizer:
             raise TextError(f"text must be a string, not {type(text).__name__}")
         return self._tokenizer.encode(self.clean(text).replace(" ", _SPACE_TOKEN)).ids
 
+    def pieces(self, text: str) -> list[tuple[int, str, bool]]:
+        """(id, what it stands for, whether the vocabulary knows it) of each token of the cleaned text."""
+        cleaned = self.clean(text).replace(" ", _SPACE_TOKEN)
+        made = self._tokenizer.encode(cleaned)
+        known = [token != _UNKNOWN_TOKEN for token in made.tokens]
+        spelt = [
+            token if there else cleaned[first:last]
+            for token, there, (first, last) in zip(made.tokens, known, made.offsets, strict=True)
+        ]
+        return list(zip(made.ids, spelt, known, strict=True))
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``, without stop and unknown tokens. Raises TextError for ids outside the vocabulary."""
         ids = [int(i) for i in ids]

@@ -17,11 +17,13 @@ from .audio import check_clip
 from .autoregressive import ROWS
 from .backends import open_engine
 from .conditioning import clip_latents, diffusion_mels, random_latents, voice_mels
-from .config import Settings, check_flag, check_number
+from .config import Settings, check_number
+from .debug_state import check_folder, save_debug_state
 from .defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for
 from .detect import detect
 from .engine import Array, Engine
 from .errors import AudioError, EngineError, SettingsError, TextError, VoiceError
+from .generate import settings_of_generate
 from .pipeline import Result, check_seed
 from .reading import PAUSE, Reader
 from .rng import Philox, fresh_seed
@@ -156,6 +158,7 @@ class TextToSpeech:
         verbose: bool = True,
         use_deterministic_seed: int | None = None,
         return_deterministic_state: bool = False,
+        debug_state: str | Path | None = None,
         **settings: Any,
     ) -> Any:
         """Say ``text``; -> (1, 1, samples) float32 at 24 kHz, or a list of k such clips, best first, for k > 1.
@@ -166,11 +169,16 @@ class TextToSpeech:
         cvvp_amount, diffusion_iterations, cond_free, cond_free_k, diffusion_temperature, decoder, ...) and default
         to the engine's, else to the reference's. ``verbose`` logs the seed and the time of each stage (logger
         "tortoise_rt"). With ``return_deterministic_state``, -> (clips, (seed, text, voice_samples,
-        conditioning_latents)): these arguments make the same clips again.
+        conditioning_latents)): these arguments make the same clips again. ``debug_state`` names a folder to write
+        everything of the run to (:mod:`tortoise_rt.debug_state`).
         """
+        if debug_state is not None:
+            check_folder(debug_state)
         result = self._synthesize(
             text, voice_samples, conditioning_latents, use_deterministic_seed, verbose, {"k": k, **settings}
         )
+        if debug_state is not None:
+            save_debug_state(debug_state, result, self.engine)
         tensors = any_tensor(voice_samples, conditioning_latents)
         clips = [in_kind(wav[None, None], tensors) for wav in result.wavs]
         made = clips if len(clips) > 1 else clips[0]
@@ -264,11 +272,8 @@ class TextToSpeech:
             log.warning("a clip reached max_mel_tokens before its end: it may miss words; split the text")
         return result
 
-    def _settings(
-        self, do_sample: bool | None = None, preset: str | None = None, **arguments: Any
-    ) -> Settings:
-        if do_sample is not None:  # Hugging Face's word
-            arguments.setdefault("greedy", not check_flag("do_sample", do_sample))
+    def _settings(self, preset: str | None = None, **arguments: Any) -> Settings:
+        arguments = settings_of_generate(arguments)
         arguments.setdefault("batch_rows", self._batch_rows)
         return settings_for(self.engine, preset, **arguments)
 

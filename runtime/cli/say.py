@@ -63,6 +63,18 @@ MAX_TEXT_BYTES = 1 << 20  #: read from standard input; far above what one clip c
 )
 @click.option("--no-mark", is_flag=True, help="Do not mark the file as synthetic speech in its metadata.")
 @click.option(
+    "--debug-state",
+    type=options.FOLDER,
+    metavar="DIR",
+    help="Write all of the run there (text, tokens, settings, seed, voice, codes, scores, latents), for tortoise-rt replay.",
+)
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Say nothing: print the cleaned text, its tokens, the clips it is cut into, and every setting with where it comes "
+    "from. No network runs.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print what was made and what it took as one line of JSON."
 )
 @options.verbosity_options
@@ -81,6 +93,8 @@ def say(
     basic_cleaners: bool,
     no_redaction: bool,
     no_mark: bool,
+    debug_state: Path | None,
+    explain: bool,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -102,25 +116,33 @@ def say(
     options.set_up_log(quiet, verbose)
     stream = stream or str(output) == "-"
     check_stream_options(stream, output, raw, chunk=chunk, first_chunk=first_chunk, pause=pause)
-    live = stream and text == ("-",)
+    live = stream and text == ("-",) and not explain
     words = "" if live else read_text(text)
     if not stream:
         output = output or Path("output.wav")
-    if output is not None and str(output) != "-":
+    if output is not None and str(output) != "-" and not explain:
         check_output(output)
 
     from ..audio import write_wav
     from ..autoregressive import ROWS
-    from ..defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for
+    from ..debug_state import check_folder, save_debug_state
+    from ..defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for, settings_origins
+    from ..explain import describe_voice
+    from ..explain import explain as explain_request
     from ..pipeline import Pipeline, check_seed
     from ..reading import PAUSE, Reader
     from ..rng import fresh_seed
     from ..scheduler import Scheduler
+    from ..sentences import Sentence, cut
     from ..sinks import synthetic_comment
     from ..text import Tokenizer
     from ..tts import check_brackets, checked_parts, choose_engine, choose_tokenizer, chunks_of
     from ..voice import check_folders, load_voice
 
+    if debug_state is not None:
+        if stream:
+            raise OutputError("--debug-state needs a complete clip: leave --stream out")
+        check_folder(debug_state)
     # Whatever can be wrong without an engine is found out before one is read, which may take minutes.
     check_brackets(words, redaction=not no_redaction)
     seed = fresh_seed() if seed is None else check_seed(seed)
@@ -132,14 +154,28 @@ def say(
     start = time.perf_counter()
     opened = choose_engine(engine, checkpoints, backend, device, precision)
     load_seconds = time.perf_counter() - start
+    named = settings
     if stream:
         settings = stream_settings(opened, preset, settings)
     chosen = settings_for(opened, preset, DEFAULT_PRESET, **settings)
     chosen_tokenizer = choose_tokenizer(opened, tokenizer, basic_cleaners)
+    voice_named = voice is not None
     if voice is None:
         voice = default_voice(opened)
         speaker = load_voice(voice, voice_dirs, paths=False)
     Pipeline(opened).check(speaker, chosen)
+    if explain:
+        origins = settings_origins(opened, preset, DEFAULT_PRESET, **settings)
+        origins |= {
+            name: (value, "--stream")
+            for name, (value, _) in origins.items()
+            if settings.get(name) != named.get(name)
+        }
+        sentences = cut(words) if stream else [Sentence(words)]
+        described = describe_voice(str(voice), speaker, "option" if voice_named else "the engine's default")
+        explained = explain_request(opened, chosen_tokenizer, sentences, described, chosen, origins, seed)
+        click.echo(json.dumps(explained.as_json()) if as_json else "\n".join(explained.lines()))
+        return
     if not quiet:
         samples = f"{chosen.ar.samples} sample" + "s" * (chosen.ar.samples > 1)
         does = f"speaks (voice {voice}, decoder {chosen.decoder}, {samples})"
@@ -166,6 +202,8 @@ def say(
             bar(*event)
         result = handle.result()
     seconds = time.perf_counter() - start
+    if debug_state is not None:
+        save_debug_state(debug_state, result, opened)
     for path, wav in zip(paths, result.wavs, strict=True):
         write_wav(path, wav, synthetic=not no_mark, comment=f"seed {seed}")
     if as_json:
