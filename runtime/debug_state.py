@@ -120,6 +120,7 @@ def load_debug_state(folder: str | Path) -> DebugState:
         text, engine = state["text"], dict(state["engine"])
         if text is not None and not isinstance(text, str):
             raise TypeError("text is no string")
+        _check_shapes(arrays)
         return DebugState(
             text,
             [int(i) for i in state["ids"]],
@@ -167,6 +168,16 @@ def differences(state: DebugState, result: Result) -> dict[str, float]:
         "scores": _apart(state.scores, result.scores) if same else np.inf,
         "latents": max((_apart(a, b) for a, b in pairs), default=0.0) if alike else np.inf,
     }
+
+
+def _check_shapes(arrays: Mapping[str, Array]) -> None:
+    """Raise a ValueError unless codes, scores and chosen samples belong together."""
+    codes, scores, chosen = arrays["codes"], arrays["scores"], arrays["chosen"]
+    whole = codes.dtype.kind == "i" and chosen.dtype.kind == "i"
+    if not whole or codes.ndim != 2 or scores.shape != codes.shape[:1] or chosen.ndim != 1:
+        raise ValueError("codes, scores and chosen are not of one run")
+    if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(codes):
+        raise ValueError("a sample is chosen that there is not")
 
 
 def _apart(one: Array, other: Array) -> float:

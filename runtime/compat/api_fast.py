@@ -6,10 +6,23 @@ As there, presets differ in nothing that one sample and this decoder use. Unlike
 
 from __future__ import annotations
 
+import contextlib
+
 from ..config import PRESETS, check_choice
 from ..sentences import LONGEST
 from .api import classify_audio_clip
-from .base import DEFAULT_MODELS_DIR, MODELS_DIR, ReferenceClass, code_limit
+from .base import (
+    DEFAULT_MODELS_DIR,
+    MODELS_DIR,
+    ReferenceClass,
+    code_limit,
+    hub_urls,
+    model_path,
+    pick_best_batch_size_for_gpu,
+)
+from .tensors import give
+
+MODELS = hub_urls("autoregressive", "detector", "rlg_auto", "hifigan")
 
 _UNUSED = (
     "diffusion_iterations",
@@ -20,16 +33,21 @@ _UNUSED = (
 )
 
 
+def get_model_path(model_name, models_dir=MODELS_DIR):
+    """Where one of MODELS lies. Nothing is downloaded: that is what ``tortoise-rt fetch`` does."""
+    return model_path(model_name, models_dir, MODELS)
+
+
 class TextToSpeech(ReferenceClass):
     """The reference's fast class."""
 
     def get_conditioning_latents(self, voice_samples, return_mels=False):
         """-> the autoregressive latent (1, D), which is all that this decoder needs."""
-        return self._tts.get_conditioning_latents(voice_samples)[0]
+        return give(self._tts.get_conditioning_latents(voice_samples)[0])
 
     def get_random_conditioning_latents(self):
         """-> the autoregressive latent (1, D) of a voice that does not exist."""
-        return self._tts.get_random_conditioning_latents()[0]
+        return give(self._tts.get_random_conditioning_latents()[0])
 
     def tts_with_preset(self, text, preset="fast", **kwargs):
         """Yields what :meth:`tts` gives, (1, samples) at a time; settings of the diffusion decoder are ignored."""
@@ -66,7 +84,7 @@ class TextToSpeech(ReferenceClass):
 
         A text too long for one clip is said sentence by sentence.
         """
-        yield from self._tts.tts_stream(
+        pieces = self._tts.tts_stream(
             text,
             voice_samples,
             conditioning_latents,
@@ -82,6 +100,8 @@ class TextToSpeech(ReferenceClass):
             max_mel_tokens=code_limit(max_mel_tokens),
             **hf_generate_kwargs,
         )
+        with contextlib.closing(pieces):
+            yield from map(give, pieces)
 
     def tts(
         self,
@@ -100,7 +120,7 @@ class TextToSpeech(ReferenceClass):
         **hf_generate_kwargs,
     ):
         """-> (1, 1, samples) at 24 kHz, or a list of k clips, as drawn."""
-        return self._tts.tts(
+        made = self._tts.tts(
             text,
             voice_samples,
             hf_generate_kwargs.pop("conditioning_latents", None),
@@ -115,6 +135,15 @@ class TextToSpeech(ReferenceClass):
             max_mel_tokens=code_limit(max_mel_tokens),
             **{"decoder": "hifigan", **hf_generate_kwargs},
         )
+        return give(made)
 
 
-__all__ = ["DEFAULT_MODELS_DIR", "MODELS_DIR", "TextToSpeech", "classify_audio_clip"]
+__all__ = [
+    "DEFAULT_MODELS_DIR",
+    "MODELS",
+    "MODELS_DIR",
+    "TextToSpeech",
+    "classify_audio_clip",
+    "get_model_path",
+    "pick_best_batch_size_for_gpu",
+]

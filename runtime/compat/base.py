@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
+from ..autoregressive import ROWS
+from ..bundle import cache_folder
+from ..errors import CheckpointError, SettingsError, suggest
 from ..rng import fresh_seed
 from ..spec import CHECKPOINT_FILES
+from ..text import find_reference_tokenizer
 from ..tts import TextToSpeech, check_path
+from .utils.tokenizer import VoiceBpeTokenizer
 
 DEFAULT_MODELS_DIR = os.path.join(os.path.expanduser("~"), ".cache", "tortoise", "models")
 MODELS_DIR = os.environ.get("TORTOISE_MODELS_DIR", DEFAULT_MODELS_DIR)
+HUB = "https://huggingface.co/Manmay/tortoise-tts/resolve/main/"
 _SNAPSHOTS = "models--*--tortoise-tts*/snapshots/*"  # as huggingface_hub lays out its cache
+log = logging.getLogger("tortoise_rt")
 
 
 def models_folder(models_dir: str | Path) -> Path:
@@ -22,6 +30,44 @@ def models_folder(models_dir: str | Path) -> Path:
         return folder
     snapshots = [s for s in folder.glob(_SNAPSHOTS) if (s / CHECKPOINT_FILES["autoregressive"]).is_file()]
     return max(snapshots, key=lambda s: s.stat().st_mtime, default=folder)
+
+
+def engine_folder(models_dir: str | Path) -> Path | None:
+    """As :func:`models_folder`. Where nothing is named and nothing lies: what ``fetch`` has got, else None (the demo)."""
+    folder = models_folder(models_dir)
+    if str(models_dir or MODELS_DIR) != str(MODELS_DIR) or folder.is_dir():
+        return folder
+    fetched = cache_folder() / "checkpoints"
+    if (fetched / CHECKPOINT_FILES["autoregressive"]).is_file():
+        return fetched
+    log.warning(
+        "no models in %s: the demo engine speaks. For TorToiSe itself: tortoise-rt fetch, or models_dir=DIR",
+        folder,
+    )
+    return None
+
+
+def model_path(model_name: str, models_dir: str | Path, known: dict[str, str]) -> str:
+    """The path of one of ``known`` checkpoints; raises SettingsError for another name, CheckpointError when it is missing."""
+    if model_name not in known:
+        raise SettingsError(f"unknown model {model_name!r}. {suggest(model_name, known)}")
+    folder = engine_folder(models_dir)
+    path = None if folder is None else folder / model_name
+    if path is None or not path.is_file():
+        raise CheckpointError(
+            f"there is no {model_name} in {folder or models_dir}: download it with tortoise-rt fetch"
+        )
+    return str(path)
+
+
+def hub_urls(*networks: str) -> dict[str, str]:
+    """File name -> where it is published, of the checkpoints of some networks."""
+    return {CHECKPOINT_FILES[network]: HUB + CHECKPOINT_FILES[network] for network in networks}
+
+
+def pick_best_batch_size_for_gpu() -> int:
+    """Samples that decode side by side where nothing is said; it bounds memory and changes no result."""
+    return ROWS
 
 
 class ReferenceClass:
@@ -42,7 +88,7 @@ class ReferenceClass:
     ):
         self._tts = TextToSpeech(
             autoregressive_batch_size,
-            models_folder(models_dir),
+            engine_folder(models_dir),
             enable_redaction,
             kv_cache,
             use_deepspeed,
@@ -51,6 +97,13 @@ class ReferenceClass:
             tokenizer_vocab_file,
             tokenizer_basic,
         )
+        self.models_dir = models_dir
+        self.autoregressive_batch_size = autoregressive_batch_size or pick_best_batch_size_for_gpu()
+        self.enable_redaction = enable_redaction
+        self.half = half
+        self.device = self._tts.engine.info.device
+        file = tokenizer_vocab_file or self._tts.engine.info.tokenizer or find_reference_tokenizer()
+        self.tokenizer = None if file is None else VoiceBpeTokenizer(file, tokenizer_basic)
 
     def deterministic_state(self, seed=None):
         """``seed``, or a fresh one. Nothing global is seeded: a seed is an argument here."""
