@@ -37,6 +37,7 @@ def replay(
     checkpoints: Path | None,
     backend: str,
     device: str,
+    precision: str | None,
     tokenizer: Path | None,
     as_json: bool,
     quiet: bool,
@@ -44,8 +45,8 @@ def replay(
 ) -> None:
     """Do the run in FOLDER, as "say --debug-state" wrote it, once more and say how it differs.
 
-    It runs on the engine that made it, where that is still there, or on the one that is named. Exit code: 0 when the same codes were drawn, 1 when
-    others were.
+    It runs on the engine that made it, where that is still there, or on the one that is named. Exit code: 0 when the
+    same codes were drawn, 1 when others were.
 
     \b
     tortoise-rt say "Hello there." --debug-state run/ -o hello.wav
@@ -62,10 +63,13 @@ def replay(
         check_output(output)
     state = load_debug_state(folder)
     made_by = str(state.engine.get("source", ""))
+    reduced = set(dict(state.engine.get("precision", {})).values()) - {"fp32"}
     if engine is None and checkpoints is None and Path(made_by).is_dir():
         engine = Path(made_by)
         backend = str(state.engine.get("backend", "auto")) if backend == "auto" else backend
-    opened = choose_engine(engine, checkpoints, backend, device)
+        if backend == "torch" and precision is None and len(reduced) == 1:
+            precision = str(reduced.pop())
+    opened = choose_engine(engine, checkpoints, backend, device, precision)
     result = run_again(state, opened, choose_tokenizer(opened, tokenizer))
     if output is not None:
         for path, wav in zip(clip_paths(output, len(result.wavs)), result.wavs, strict=True):

@@ -6,8 +6,6 @@ As there, presets differ in nothing that one sample and this decoder use. Unlike
 
 from __future__ import annotations
 
-import contextlib
-
 from ..config import PRESETS, check_choice
 from ..sentences import LONGEST
 from .api import classify_audio_clip
@@ -100,8 +98,7 @@ class TextToSpeech(ReferenceClass):
             max_mel_tokens=code_limit(max_mel_tokens),
             **hf_generate_kwargs,
         )
-        with contextlib.closing(pieces):
-            yield from map(give, pieces)
+        yield from map(give, pieces)
 
     def tts(
         self,
