@@ -120,6 +120,7 @@ def load_debug_state(folder: str | Path) -> DebugState:
         text, engine = state["text"], dict(state["engine"])
         if text is not None and not isinstance(text, str):
             raise TypeError("text is no string")
+        engine["precision"] = {str(k): str(v) for k, v in dict(engine.get("precision") or {}).items()}
         _check_shapes(arrays)
         return DebugState(
             text,

@@ -109,6 +109,7 @@ def change(run: Path, **values: Any) -> None:
         ({"ids": [None]}, "is damaged"),
         ({"text": 5}, "is damaged"),
         ({"engine": None}, "is damaged"),
+        ({"engine": {"precision": [1]}}, "is damaged"),
     ],
 )
 def test_damaged_states(run: Path, values: dict[str, Any], message: str) -> None:

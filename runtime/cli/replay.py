@@ -63,7 +63,7 @@ def replay(
         check_output(output)
     state = load_debug_state(folder)
     made_by = str(state.engine.get("source", ""))
-    reduced = set(dict(state.engine.get("precision", {})).values()) - {"fp32"}
+    reduced = set(state.engine["precision"].values()) - {"fp32"}
     if engine is None and checkpoints is None and Path(made_by).is_dir():
         engine = Path(made_by)
         backend = str(state.engine.get("backend", "auto")) if backend == "auto" else backend

@@ -85,8 +85,10 @@ def _same_kind(made, given):
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    suffixes = (*audio.AUDIO_SUFFIXES, *voice.LATENT_SUFFIXES)
-    return sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
+    suffixes = (*audio.AUDIO_SUFFIXES, ".pth", ".safetensors")
+    return sorted(
+        file for file in path.iterdir() if file.suffix.lower() in suffixes and not file.name.startswith(".")
+    )
 
 
 __all__ = [
