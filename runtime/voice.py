@@ -146,8 +146,8 @@ def load_voices(
 def _weighted(part: str, known: Mapping[str, Path], paths: bool) -> tuple[str, float | None]:
     """``NAME:WEIGHT`` -> (name, weight); a voice that has a colon in its own name or path -> (name, None)."""
     part = part.strip()
-    name, _, number = part.rpartition(":")
-    if not name or part in known or (paths and _is_path(part) and _exists(part)):
+    name, colon, number = part.rpartition(":")
+    if not colon or part in known or (paths and _is_path(part) and _exists(part)):
         return part, None
     try:
         weight = float(number)

@@ -47,7 +47,7 @@ def _name(engine: Engine, graph: str, clip: Array) -> str:
     info = engine.info
     way = [FORM, __version__, info.fingerprint, graph, info.precision.get(graph), info.backend, info.device]
     digest = hashlib.sha256(json.dumps(way).encode() + b"\0")
-    digest.update(memoryview(np.ascontiguousarray(clip, "<f4")))
+    digest.update(np.ascontiguousarray(clip, "<f4").data)
     return digest.hexdigest()
 
 

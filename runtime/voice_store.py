@@ -158,8 +158,8 @@ def unpack_voices(archive: Path, into: Path) -> None:
 
 def _target(member: tarfile.TarInfo, into: Path) -> Path | None:
     """Where a member of an archive goes; None for what is no clip or latent file of a voice."""
-    *above, name, file = PurePosixPath(member.name).parts or ("",)
-    if not member.isreg() or tuple(above[-2:]) != ("tortoise", "voices") or ".." in above:
+    *above, name, file = ("", "", *PurePosixPath(member.name).parts)
+    if not member.isreg() or above[-2:] != ["tortoise", "voices"]:
         return None
     if Path(file).suffix.lower() not in _SUFFIXES or _FORBIDDEN.search(file) or file.startswith("."):
         return None
