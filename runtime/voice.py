@@ -205,6 +205,10 @@ def voice_files(path: Path) -> list[Path]:
     """The clips and latent files in a folder, sorted by name; a file itself. Raises VoiceError where there are none."""
     if path.is_file():
         return [path]
+    if not path.is_dir():
+        raise VoiceError(
+            f"there is no file or folder {path}: give clips, folders of them, or a file of latents"
+        )
     found = [
         f for f in _entries(path) if f.is_file() and f.suffix.lower() in (*AUDIO_SUFFIXES, *LATENT_SUFFIXES)
     ]

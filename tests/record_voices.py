@@ -23,7 +23,7 @@ NAME = "voices.npz"
 
 def write_clips(folder: Path) -> None:
     """Voices "a" and "b": seeded noise that swells, at several rates and lengths, in one and two channels, 16 bits."""
-    from scipy.io import wavfile
+    import soundfile
 
     for number, (file, rate, samples, channels) in enumerate(
         [
@@ -36,17 +36,16 @@ def write_clips(folder: Path) -> None:
         noise = np.random.default_rng(number).integers(-12_000, 12_000, (samples, channels), np.int32)
         swell = (np.arange(samples) // 50 % 200)[:, None]  # whole numbers alone: the same on every machine
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        wavfile.write(folder / file, rate, (noise * swell // 200).astype(np.int16).squeeze())
+        soundfile.write(folder / file, (noise * swell // 200).astype(np.int16), rate, subtype="PCM_16")
 
 
 def main(sdist: str, lj: str) -> None:
     sys.path.insert(0, sdist)
     import torch
+    from tortoise import api
     from tortoise.models.autoregressive import UnifiedVoice
     from tortoise.models.classifier import AudioMiniEncoderWithClassifierHead
     from tortoise.models.diffusion_decoder import DiffusionTts
-
-    from tortoise import api
     from tortoise.utils import audio
 
     tiny = DATA / "tiny-a"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import MissingDependency, OutputError
+from ..errors import MissingDependency, OutputError, VoiceError
 from . import options
 from .progress import table
 
@@ -57,6 +57,10 @@ def show(
         voices += [] if voice is None else [voice]
     if plot is None:
         return
+    if not voices:
+        raise VoiceError(
+            "there is nothing to draw of a random voice: save one first, by voices latents random"
+        )
 
     from ..conditioning import voice_latents
     from ..output import complete_file
