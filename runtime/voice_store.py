@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from .audio import AUDIO_SUFFIXES
 from .errors import OutputError, TortoiseError, VoiceError
 from .latents import LATENT_SUFFIXES
-from .voice import RANDOM, check_folders, load_files, user_folder, voice_files, voices_in
+from .voice import RANDOM, load_files, user_folder, voice_files, voices_in
 
 MAX_NAME = 60  #: characters
 MAX_MEMBER = 256 << 20  #: bytes of one file in an archive
@@ -109,7 +109,8 @@ def import_voices(folder: str | Path, *, force: bool = False) -> Iterator[Import
     A voice that is there already is left as it is, but with ``force``. Raises VoiceError where there is none at all.
     """
     folder = Path(folder).expanduser()
-    check_folders([folder])
+    if not folder.is_dir():
+        raise VoiceError(f"{folder} is no folder: give one that holds voices")
     voices = voices_in(folder)
     if not voices:
         raise VoiceError(

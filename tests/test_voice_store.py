@@ -128,7 +128,7 @@ def test_a_folder_of_voices_is_imported(folder: Path) -> None:
     assert {one.name for one in import_voices("all", force=True) if not one.failed} == {"emma", "pat", "tom"}
     with pytest.raises(VoiceError, match="voices add NAME"):
         list(import_voices("all/emma"))
-    with pytest.raises(VoiceError, match="nowhere does not exist"):
+    with pytest.raises(VoiceError, match="nowhere is no folder"):
         list(import_voices("nowhere"))
 
 

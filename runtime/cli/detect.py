@@ -14,7 +14,7 @@ from .progress import Bar
 
 CAUTION = (
     "This is how much a clip is like those of the one TorToiSe model that the detector was trained on. A high number "
-    "can be wrong; a low one proves nothing: other voices' makers, other TorToiSe models, and clips that were cut, "
+    "can be wrong; a low one proves nothing: other programs, other TorToiSe models, and clips that were cut, "
     "mixed or compressed pass."
 )
 

@@ -76,7 +76,7 @@ def _contents(path: Path) -> tuple[str, str, str]:
 def add(name: str, sources: tuple[str, ...], force: bool) -> None:
     """Copy clips, folders of them or one file of latents into your voices, under NAME.
 
-    They are read first: silence of less than 0.1 s, damaged files and the like are refused, and nothing is written.
+    They are read first: damaged files, clips of less than 0.1 s and the like are refused, and nothing is written.
 
     \b
     tortoise-rt voices add emma recordings/emma/
