@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -35,10 +36,7 @@ def latents(
     seed: int | None,
     output: Path,
     voice_dirs: tuple[Path, ...],
-    engine: Path | None,
-    checkpoints: Path | None,
-    backend: str,
-    device: str,
+    **opening: Any,
 ) -> None:
     """Save the latents of a voice: of clips, folders of clips or named voices (together one voice), or a random one.
 
@@ -50,7 +48,7 @@ def latents(
     tortoise-rt voices latents pat.pth -o pat.safetensors
     tortoise-rt voices latents random --seed 7 -o stranger.safetensors
     """
-    _save(sources, seed, output, voice_dirs, (engine, checkpoints, backend, device))
+    _save(sources, seed, output, voice_dirs, opening)
 
 
 @click.command()
@@ -60,10 +58,7 @@ def blend(
     sources: tuple[str, ...],
     output: Path,
     voice_dirs: tuple[Path, ...],
-    engine: Path | None,
-    checkpoints: Path | None,
-    backend: str,
-    device: str,
+    **opening: Any,
 ) -> None:
     """Save the latents of a blend of voices: of clips, of latents, or of both.
 
@@ -74,7 +69,7 @@ def blend(
     tortoise-rt voices blend emma:0.7 tom.safetensors:0.3 -o both.safetensors
     tortoise-rt say --voice 'emma:0.7&tom.safetensors:0.3' "The same, without a file."
     """
-    _save(sources, None, output, voice_dirs, (engine, checkpoints, backend, device))
+    _save(sources, None, output, voice_dirs, opening)
 
 
 def _save(
@@ -82,7 +77,7 @@ def _save(
     seed: int | None,
     output: Path,
     voice_dirs: tuple[Path, ...],
-    engine: tuple[Path | None, Path | None, str, str],
+    opening: dict[str, Any],
 ) -> None:
     from ..conditioning import random_latents, voice_latents
     from ..latents import LATENT_SUFFIXES
@@ -102,8 +97,12 @@ def _save(
         made, what = voice.latents, f"latents of {voice.name}"
     else:
         seed = fresh_seed() if seed is None else check_seed(seed)
-        opened = choose_engine(*engine)
-        options.introduce(opened, any(engine[:2]), "listens" if voice else "invents a voice")
+        opened = choose_engine(**opening)
+        options.introduce(
+            opened,
+            bool(opening["engine"] or opening["checkpoints"]),
+            "listens" if voice else "invents a voice",
+        )
         if voice is None:
             made, what = random_latents(opened, Philox(seed)), f"latents of a random voice, seed {seed}"
         else:

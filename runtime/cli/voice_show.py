@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,10 +34,7 @@ def show(
     names: tuple[str, ...],
     plot: Path | None,
     voice_dirs: tuple[Path, ...],
-    engine: Path | None,
-    checkpoints: Path | None,
-    backend: str,
-    device: str,
+    **opening: Any,
 ) -> None:
     """Show what each VOICE holds: its clips' lengths and levels, or its latents' sizes, norms and model.
 
@@ -73,8 +70,8 @@ def show(
         compared = [Voice(f"clip {n}", (clip,)) for n, clip in enumerate(voices[0].clips, 1)]
     rows = [voice.latents for voice in compared if voice.latents is not None]
     if len(compared) > 1 and len(rows) < len(compared):
-        opened = choose_engine(engine, checkpoints, backend, device)
-        options.introduce(opened, bool(engine or checkpoints), "listens")
+        opened = choose_engine(**opening)
+        options.introduce(opened, bool(opening["engine"] or opening["checkpoints"]), "listens")
         rows = [voice_latents(opened, voice) for voice in compared]
     with complete_file(plot) as unfinished:
         draw(voices, [voice.name for voice in compared], rows, unfinished, plot.suffix[1:].lower())
