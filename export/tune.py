@@ -137,7 +137,8 @@ def _keep_inputs(judge: Engine, texts: Sequence[Sequence[int]]) -> _Kept:
         num_autoregressive_samples=2, max_mel_tokens=min(CODES, judge.dims["ar.mel_positions"]),
         diffusion_iterations=STEPS, decoder="diffusion" if judge.has("diffusion_denoise") else "hifigan",
     )  # fmt: skip
-    voices = [conditioning.resolve(judge, load_voice(name, paths=False), settings, rand) for name in VOICES]
+    loaded = [load_voice(name, paths=False) for name in VOICES]
+    voices = [(conditioning.resolve(judge, v, settings, rand)[0], conditioning.clip_mels(v)) for v in loaded]
     stop = judge.dims["ar.stop_code"]
     said = []
     for ids, (voice, mels) in zip(texts, itertools.cycle(voices)):  # voices do not end

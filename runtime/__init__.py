@@ -34,9 +34,10 @@ if TYPE_CHECKING:
         TortoiseError,
         VoiceError,
     )
+    from .latents import VoiceLatents
     from .pipeline import Pipeline, Result
     from .tts import TextToSpeech, classify_audio_clip
-    from .voice import Voice, VoiceLatents, load_voice
+    from .voice import Voice, load_voice
 
 #: module -> the public names it defines
 _EXPORTS = {
@@ -58,9 +59,10 @@ _EXPORTS = {
         "TortoiseError",
         "VoiceError",
     ),
+    "latents": ("VoiceLatents",),
     "pipeline": ("Pipeline", "Result"),
     "tts": ("TextToSpeech", "classify_audio_clip"),
-    "voice": ("Voice", "VoiceLatents", "load_voice"),
+    "voice": ("Voice", "load_voice"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 

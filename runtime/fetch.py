@@ -28,6 +28,10 @@ TOKENIZER = "tokenizer.json"
 TOKENIZER_URL = "https://raw.githubusercontent.com/neonbjb/tortoise-tts/main/tortoise/data/tokenizer.json"
 TOKENIZER_SHA256 = "d1fa6e9b4741bb75b284331b833347c166ba8b0518e187f7370f123149ed87bb"
 FILES = (*CHECKPOINT_FILES.values(), TOKENIZER)
+#: The original's package on PyPI, whose voices are files in it, and what it is.
+PACKAGE = "tortoise-tts-3.0.0.tar.gz"
+PACKAGE_SOURCE = "https://files.pythonhosted.org/packages/45/05/f94a930f3316c5714e5332234fda5ba3ccecf2206ecc19394873f77b7dc8"
+PACKAGE_SHA256 = "8684aac23976ffa9813a4ec074b6bff0a348ce82a1923483e57d5d4e27dd21d6"
 OPTIONAL = tuple(CHECKPOINT_FILES[network] for network in ("cvvp", "hifigan", "detector"))
 
 LARGEST = 8 << 30  #: bytes of one file; the official ones have up to 1.7 GB
@@ -69,7 +73,7 @@ def fetch(
     tokenizer that it does not have comes from where the original keeps it. ``note`` is told what is missing, kept
     unchecked or checked by its size alone. -> the files now in the folder. Raises FetchError.
     """
-    for name in set(names) - set(FILES):
+    for name in set(names) - {*FILES, PACKAGE}:
         raise FetchError(f'no file is called "{name}". {suggest(name, FILES)}')
     paths, reachable = [folder / name for name in names or FILES], True
     try:
@@ -195,7 +199,7 @@ def _difference(file: Path, remote: Remote, note: Note) -> str:
 def _ask(name: str, source: str) -> Remote:
     """What the server says of a file; of a tokenizer that it does not have, what is known of the original's."""
     try:
-        return _head(f"{source.rstrip('/')}/{quote(name)}")
+        return _head(f"{source.rstrip('/')}/{quote(name)}", PACKAGE_SHA256 if name == PACKAGE else None)
     except _Missing as missing:
         if name != TOKENIZER:
             raise

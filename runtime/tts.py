@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -250,6 +250,11 @@ class TextToSpeech:
         latents = _wait(self.scheduler.call(lambda engine: random_latents(engine, rand)))
         return latents.auto, latents.diffusion
 
+    def classify_audio_clip(self, clip: Any) -> Any:
+        """A clip at 24 kHz, (samples,) or (1, samples) -> the probability that it came from TorToiSe, by this engine."""
+        self.engine.require("detector")
+        return _probability(clip, lambda wav: _wait(self.scheduler.call(lambda engine: detect(engine, wav))))
+
     def _synthesize(
         self,
         text: str,
@@ -300,7 +305,12 @@ def chunks_of(size: int | None, first: int | None = None, overlap: int | None = 
 def classify_audio_clip(clip: Any, engine: str | Path | Engine | None = None) -> Any:
     """A clip at 24 kHz, (samples,) or (1, samples) -> the probability that it came from TorToiSe."""
     check_path("engine", engine, Engine)
-    probability = detect(_classifier(engine), as_clip(clip, SAMPLE_RATE, "the clip"))
+    return _probability(clip, lambda wav: detect(_classifier(engine), wav))
+
+
+def _probability(clip: Any, judge: Callable[[Array], float]) -> Any:
+    """What ``judge`` makes of a clip; as a tensor for a tensor."""
+    probability = judge(as_clip(clip, SAMPLE_RATE, "the clip"))
     return in_kind(np.array(probability, np.float32), True) if is_tensor(clip) else probability
 
 
@@ -334,6 +344,8 @@ def as_latents(latents: Any) -> VoiceLatents:
     if isinstance(latents, VoiceLatents):
         return latents
     if isinstance(latents, (tuple, list)):
+        if len(latents) == 4:  # with the mels that get_conditioning_latents(return_mels=True) adds
+            latents = latents[:2]
         if not 1 <= len(latents) <= 2:
             raise VoiceError(
                 f"conditioning_latents has {len(latents)} parts: (autoregressive, diffusion) are needed"

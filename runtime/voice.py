@@ -2,144 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .audio import AUDIO_SUFFIXES, load_audio
-from .errors import OutputError, VoiceError, suggest
-from .output import complete_file
-from .pth import MAX_FILE_BYTES, pth_bytes, read_pth
+from .errors import VoiceError, suggest
+from .latents import LATENT_SUFFIXES, VoiceLatents, blend, load_latents
 from .spec import CODE_RATE
 
-LATENT_SUFFIXES = (".safetensors", ".pth")
 RANDOM = "random"  #: the voice that is drawn anew from the seed
-MAX_WIDTH = 16384  #: numbers in a latent; beyond it, a row is audio
 MAX_CLIPS = 1000  #: of one voice
 MAX_MINUTES = 60  #: of one voice's clips together
-_FORMAT = "tortoise-rt voice"
-
-
-@dataclass(frozen=True)
-class VoiceLatents:
-    """A voice as the networks take it."""
-
-    auto: np.ndarray  #: (1, D) float32, for the autoregressive network and the fast decoder; (D,) is accepted
-    diffusion: np.ndarray | None = None  #: (1, 2C) float32, for the diffusion decoder
-    fingerprint: str = ""  #: identifies the checkpoints that made it; "" when unknown
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "auto", _row(self.auto, "autoregressive"))
-        if self.diffusion is not None:
-            object.__setattr__(self, "diffusion", _row(self.diffusion, "diffusion"))
-
-    def save(self, path: str | Path) -> None:
-        """Write .safetensors, or the reference's .pth (a tuple; without a diffusion latent, one tensor; no fingerprint).
-
-        Raises OutputError for another suffix, a missing folder or one that cannot be written.
-        """
-        path = Path(path)
-        present = {n: a for n, a in (("auto", self.auto), ("diffusion", self.diffusion)) if a is not None}
-        if path.suffix.lower() == ".pth":
-            data = pth_bytes(*present.values())
-        elif path.suffix.lower() == ".safetensors":
-            import safetensors.numpy
-
-            data = safetensors.numpy.save(
-                present, metadata={"format": _FORMAT, "fingerprint": self.fingerprint}
-            )
-        else:
-            raise OutputError(
-                f"cannot save a voice as {path}: its suffix must be one of {', '.join(LATENT_SUFFIXES)}"
-            )
-        with complete_file(path) as unfinished:
-            unfinished.write_bytes(data)
+MAX_VOICES = 100  #: that become one
 
 
 @dataclass(frozen=True)
 class Voice:
-    """A named voice: clips that latents are computed from, or the latents."""
+    """A named voice: clips that latents are computed from, the latents, or voices whose latents are averaged."""
 
     name: str
     clips: tuple[np.ndarray, ...] = field(default=(), repr=False)  #: (samples,) float32 each, 22.05 kHz
     latents: VoiceLatents | None = None
-
-
-def _row(latent: Any, name: str) -> np.ndarray:
-    """``latent`` as (1, width) float32, or a VoiceError."""
-    array = np.asarray(latent)
-    if array.dtype.kind != "f":
-        raise VoiceError(f"the {name} latent is of type {array.dtype}; floating-point numbers are needed")
-    if array.ndim not in (1, 2) or array.size == 0 or array.size != array.shape[-1]:
-        raise VoiceError(f"the {name} latent has the shape {array.shape}; (1, width) is needed")
-    if array.size > MAX_WIDTH:
-        raise VoiceError(
-            f"the {name} latent has {array.size} numbers; at most {MAX_WIDTH} are plausible. If this is a recording, "
-            "save it as a .wav file"
-        )
-    with np.errstate(over="ignore"):
-        row = np.ascontiguousarray(array.reshape(1, -1), np.float32)
-    if not np.isfinite(row).all():
-        raise VoiceError(f"the {name} latent has numbers that are not finite: compute it anew from its clips")
-    return row
-
-
-def load_latents(path: str | Path) -> VoiceLatents:
-    """Latents from a .safetensors file or a .pth file as TorToiSe and its forks write them.
-
-    A .pth file holds (autoregressive, diffusion), more after these two (ignored), or the autoregressive latent
-    alone. Raises VoiceError when the file is missing, damaged or holds something else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise VoiceError(f"there is no file {path}: give a .safetensors or .pth file of voice latents")
-    try:
-        return _latents_from_pth(read_pth(path)) if path.suffix.lower() == ".pth" else _read_safetensors(path)
-    except VoiceError as error:
-        if str(path) in str(error):
-            raise
-        raise VoiceError(f"cannot use {path}: {error}") from error
-
-
-def _latents_from_pth(content: Any) -> VoiceLatents:
-    if isinstance(content, np.ndarray):
-        return VoiceLatents(content)
-    if isinstance(content, dict):
-        keys = ", ".join(map(str, list(content)[:4]))
-        raise VoiceError(
-            f"it is a dictionary ({keys}, ...), as checkpoints are, and no tuple of voice latents"
-        )
-    if (
-        not isinstance(content, (tuple, list))
-        or len(content) < 2
-        or not all(isinstance(c, np.ndarray) for c in content[:2])
-    ):
-        raise VoiceError("it holds no tuple of two tensors (autoregressive latent, diffusion latent)")
-    return VoiceLatents(content[0], content[1])
-
-
-def _read_safetensors(path: Path) -> VoiceLatents:
-    import safetensors
-
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise VoiceError(
-            f"it has {path.stat().st_size >> 20} MB; voice latents take less than {MAX_FILE_BYTES >> 20}"
-        )
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys() if name in ("auto", "diffusion")}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except (
-        Exception
-    ) as error:  # the library raises its own error, OSError, or TypeError for a dtype NumPy lacks
-        raise VoiceError(f"it is not a sound .safetensors file ({error})") from error
-    if "auto" not in tensors:
-        raise VoiceError('it holds no tensor called "auto", and so no voice latents')
-    return VoiceLatents(tensors["auto"], tensors.get("diffusion"), metadata.get("fingerprint", ""))
+    parts: tuple[tuple[Voice, float], ...] = ()  #: each with its weight, above 0
 
 
 def user_folder() -> Path:
@@ -163,14 +52,19 @@ def find_voices(extra_dirs: Iterable[str | Path] = ()) -> dict[str, Path]:
 
     found: dict[str, Path] = {}
     for folder in (*check_folders(extra_dirs), user_folder(), shipped_folder()):
-        for entry in _entries(folder) if folder.is_dir() else ():
-            if entry.name.startswith("_"):
-                continue
-            if entry.is_dir():
-                found.setdefault(entry.name, entry)
-            elif entry.suffix.lower() in LATENT_SUFFIXES:
-                found.setdefault(entry.stem, entry)
+        found = {**(voices_in(folder) if folder.is_dir() else {}), **found}
     return dict(sorted(found.items()))
+
+
+def voices_in(folder: Path) -> dict[str, Path]:
+    """Name -> folder or latent file of each voice in a folder of voices; what begins with "_" or "." is none."""
+    found: dict[str, Path] = {}
+    for entry in _entries(folder):
+        if entry.is_dir() and not entry.name.startswith("_"):
+            found.setdefault(entry.name, entry)
+        elif entry.suffix.lower() in LATENT_SUFFIXES and not entry.name.startswith("_"):
+            found.setdefault(entry.stem, entry)
+    return found
 
 
 def check_folders(folders: Iterable[str | Path]) -> list[Path]:
@@ -196,30 +90,76 @@ def load_voice(spec: str, extra_dirs: Sequence[str | Path] = (), *, paths: bool 
     """The voice that ``spec`` names; None for "random".
 
     ``spec`` is the name of a voice (:func:`find_voices`), a folder of clips or latents, a clip, a latent file, or
-    several of these joined by "&": their clips are pooled, their latents averaged. What has a separator or the suffix
-    of a clip or latent file in it is a path first; anything else is a name first, so that a folder which happens to
-    be in the working directory takes no voice's place. With ``paths=False`` only names count, for specs from people
-    who must not read this machine's files.
-    Raises VoiceError for an unknown voice, an empty folder, too much audio or voices that cannot be combined, AudioError
-    for a bad clip.
+    several of these joined by "&", each with a weight behind a colon ("a:0.7&b:0.3") or none of them. What has a
+    separator or the suffix of a clip or latent file in it is a path first; anything else is a name first, so that a
+    folder which happens to be in the working directory takes no voice's place. With ``paths=False`` only names count,
+    for specs from people who must not read this machine's files.
+    Raises VoiceError for an unknown voice, an empty folder, too much audio, weights that are none or voices that
+    cannot be combined, AudioError for a bad clip.
     """
-    spec = str(spec)
-    if spec == RANDOM:
-        check_folders(extra_dirs)
-        return None
-    if paths and _is_path(spec) and _exists(spec):
-        return _load_path(Path(spec).expanduser())
-    parts = [part.strip() for part in spec.split("&")]
-    if not all(parts):
-        raise VoiceError(f'the voice "{spec}" has an empty name in it: write "a&b", or one name')
-    if RANDOM in parts:
-        raise VoiceError(f'"{spec}" combines "{RANDOM}" with other voices; a random voice stands alone')
+    return load_voices([str(spec)], extra_dirs, paths=paths)
+
+
+def load_voices(
+    specs: Sequence[str], extra_dirs: Sequence[str | Path] = (), *, paths: bool = True
+) -> Voice | None:
+    """One voice of all that ``specs`` name, each as in :func:`load_voice`.
+
+    Clips alone, without weights, are pooled as one voice's. Otherwise each voice has latents of its own, and these
+    are averaged by the weights, of which only the ratios count.
+    """
+    spec = "&".join(specs)
     known = find_voices(extra_dirs)
+    parts = [
+        _weighted(part, known, paths)
+        for one in specs
+        for part in ([one] if paths and _is_path(one) and _exists(one) else one.split("&"))
+    ]
+    if not all(name for name, _ in parts):
+        raise VoiceError(f'the voice "{spec}" has an empty name in it: write "a&b", or one name')
+    if len(parts) > MAX_VOICES:
+        raise VoiceError(f"{len(parts)} voices are combined; the limit is {MAX_VOICES}")
+    if parts == [(RANDOM, None)]:
+        return None
+    if any(name == RANDOM for name, _ in parts):
+        raise VoiceError(
+            f'"{spec}" weighs or combines "{RANDOM}"; a random voice stands alone. To combine one, save it first: '
+            "tortoise-rt voices latents random --seed 7 -o FILE.safetensors"
+        )
+    weights = [1.0 if weight is None else weight for _, weight in parts]
+    plain = [weight is None for _, weight in parts]
+    if any(plain) and not all(plain):
+        raise VoiceError(f'"{spec}" has weights for some voices only: give all of them one, or none')
     voices: list[Voice] = []
-    for part in parts:
-        voices.append(_load_path(_locate(part, known, paths)))
+    for name, _ in parts:
+        voices.append(_load_path(_locate(name, known, paths)))
         check_amount([clip for voice in voices for clip in voice.clips], f'the voice "{spec}"')
-    return voices[0] if len(voices) == 1 else _combine(spec, voices)
+    if len(voices) == 1:
+        return voices[0]
+    if all(voice.latents is not None for voice in voices):
+        return Voice(spec, latents=blend([v.latents for v in voices if v.latents is not None], weights))
+    if all(plain) and all(voice.latents is None for voice in voices):
+        return Voice(spec, clips=tuple(clip for voice in voices for clip in voice.clips))
+    return Voice(spec, parts=tuple(zip(voices, weights, strict=True)))
+
+
+def _weighted(part: str, known: Mapping[str, Path], paths: bool) -> tuple[str, float | None]:
+    """``NAME:WEIGHT`` -> (name, weight); a voice that has a colon in its own name or path -> (name, None)."""
+    part = part.strip()
+    name, colon, number = part.rpartition(":")
+    if not colon or part in known or (paths and _is_path(part) and _exists(part)):
+        return part, None
+    try:
+        weight = float(number)
+    except ValueError:
+        if name in known:
+            raise VoiceError(
+                f'the weight "{number}" of the voice "{name}" is no number: write "{name}:0.5"'
+            ) from None
+        return part, None  # as C:\voices\emma
+    if not 0 < weight < math.inf:
+        raise VoiceError(f'the weight of the voice "{name}" is {number}; it must be a finite number above 0')
+    return name.strip(), weight
 
 
 def _is_path(spec: str) -> bool:
@@ -258,85 +198,44 @@ def check_amount(clips: Sequence[np.ndarray], name: str) -> None:
 def _load_path(path: Path) -> Voice:
     """The voice in a folder, a latent file or a clip."""
     name = path.stem if path.is_file() else path.resolve().name
-    if path.suffix.lower() in LATENT_SUFFIXES and path.is_file():
-        return Voice(name, latents=load_latents(path))
+    return load_files(f"the voice folder {path}", name, voice_files(path))
+
+
+def voice_files(path: Path) -> list[Path]:
+    """The clips and latent files in a folder, sorted by name; a file itself. Raises VoiceError where there are none."""
     if path.is_file():
-        return Voice(name, clips=(load_audio(path, CODE_RATE),))
-    files = [f for f in _entries(path) if f.is_file()]
-    clips = [f for f in files if f.suffix.lower() in AUDIO_SUFFIXES]
-    latents = [f for f in files if f.suffix.lower() in LATENT_SUFFIXES]
-    if latents and (clips or len(latents) > 1):
-        listed = ", ".join(f.name for f in [*latents, *clips][:5])
+        return [path]
+    if not path.is_dir():
         raise VoiceError(
-            f"the voice folder {path} holds {len(latents)} latent files and {len(clips)} clips ({listed}): "
-            "keep one latent file, or clips alone, or name one file"
+            f"there is no file or folder {path}: give clips, folders of them, or a file of latents"
         )
-    if latents:
-        return Voice(name, latents=load_latents(latents[0]))
-    if not clips:
+    found = [
+        f for f in _entries(path) if f.is_file() and f.suffix.lower() in (*AUDIO_SUFFIXES, *LATENT_SUFFIXES)
+    ]
+    if not found:
         raise VoiceError(
             f"the voice folder {path} holds no audio ({', '.join(AUDIO_SUFFIXES)}) and no latents: "
             "put clips of about 10 s into it"
         )
-    if len(clips) > MAX_CLIPS:
+    return found
+
+
+def load_files(what: str, name: str, files: Sequence[Path]) -> Voice:
+    """The voice of clips or of one latent file; ``what`` they are, for a VoiceError's text."""
+    latents = [f for f in files if f.suffix.lower() in LATENT_SUFFIXES]
+    clips = len(files) - len(latents)
+    if latents and len(files) > 1:
+        listed = ", ".join(f.name for f in [*latents, *(f for f in files if f not in latents)][:5])
         raise VoiceError(
-            f"the voice folder {path} holds {len(clips)} clips; the limit is {MAX_CLIPS}, and 3 to 5 are enough"
+            f"{what} holds {len(latents)} latent files and {clips} clips ({listed}): "
+            "keep one latent file, or clips alone, or name one file"
         )
+    if latents:
+        return Voice(name, latents=load_latents(latents[0]))
+    if clips > MAX_CLIPS:
+        raise VoiceError(f"{what} holds {clips} clips; the limit is {MAX_CLIPS}, and 3 to 5 are enough")
     loaded: list[np.ndarray] = []
-    for file in clips:
+    for file in files:
         loaded.append(load_audio(file, CODE_RATE))
-        check_amount(loaded, str(path))
+        check_amount(loaded, what)
     return Voice(name, clips=tuple(loaded))
-
-
-def _combine(name: str, voices: Sequence[Voice]) -> Voice:
-    """Pools the clips of voices, or averages their latents; VoiceError when they are of both kinds."""
-    latents = [v.latents for v in voices if v.latents is not None]
-    if not latents:
-        return Voice(name, clips=tuple(clip for v in voices for clip in v.clips))
-    if len(latents) < len(voices):
-        kinds = ", ".join(f"{v.name}: {'clips' if v.latents is None else 'latents'}" for v in voices)
-        raise VoiceError(
-            f'"{name}" combines clips and latents ({kinds}): turn the clips into latents first, with '
-            '"tortoise-rt voices latents"'
-        )
-    return Voice(name, latents=blend(latents))
-
-
-def blend(latents: Sequence[VoiceLatents], weights: Sequence[float] | None = None) -> VoiceLatents:
-    """The weighted mean of latents of one model (equal weights by default).
-
-    Raises VoiceError when they differ in width, in having a diffusion latent, or in the checkpoints they come from,
-    or when the weights are not as many finite numbers with a positive sum.
-    """
-    shares = np.ones(len(latents)) if weights is None else np.asarray(weights, np.float64)
-    if not latents or shares.shape != (len(latents),) or not np.isfinite(shares).all() or shares.sum() <= 0:
-        raise VoiceError(
-            f"cannot blend {len(latents)} voices with the weights {weights}: give each a weight, positive in sum"
-        )
-    if len({(v.auto.shape, None if v.diffusion is None else v.diffusion.shape) for v in latents}) > 1:
-        shapes = ", ".join(
-            f"{v.auto.shape[1]} and {0 if v.diffusion is None else v.diffusion.shape[1]}" for v in latents
-        )
-        raise VoiceError(
-            f"the voices' latents differ in width ({shapes}): compute all of them with one model"
-        )
-    prints = {v.fingerprint for v in latents if v.fingerprint}
-    if len(prints) > 1:
-        raise VoiceError(
-            f"the voices' latents come from different checkpoints ({', '.join(sorted(prints))}): recompute them"
-        )
-    shares = shares / shares.sum()
-    known = all(v.fingerprint for v in latents)
-    return VoiceLatents(
-        _mean([v.auto for v in latents], shares),
-        None
-        if latents[0].diffusion is None
-        else _mean([v.diffusion for v in latents if v.diffusion is not None], shares),
-        prints.pop() if known else "",
-    )
-
-
-def _mean(rows: Sequence[np.ndarray], shares: np.ndarray) -> np.ndarray:
-    """(1, width) each -> their mean by ``shares``, which sum to 1, (1, width) float32."""
-    return np.tensordot(shares, np.concatenate(rows), axes=1)[None].astype(np.float32)

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as st_numpy
 
 from tortoise_rt import pth
 from tortoise_rt.errors import OutputError, VoiceError
-from tortoise_rt.voice import VoiceLatents, blend, load_latents
+from tortoise_rt.latents import VoiceLatents, blend, load_latents
 
 RNG = np.random.default_rng(0)
 SOME = VoiceLatents(
@@ -104,7 +104,17 @@ def test_other_things_that_torch_writes_are_refused(tmp_path: Path) -> None:
         ({"a.weight": torch.zeros(2)}, "dictionary"),
         (torch.nn.Linear(2, 2), "has no place in voice latents"),
         (torch.nn.Linear(2, 2).state_dict(), "has no place in voice latents"),
-        ((torch.zeros(1, 22050), torch.zeros(1, 22050)), "If this is a recording"),
+        (
+            (torch.zeros(1, 22050), torch.zeros(1, 22050)),
+            "it holds recordings .2 of up to 22050 samples.*save each",
+        ),
+        ([torch.zeros(1, 22050)], "it holds recordings"),
+        (torch.zeros(22050), "it holds recordings"),
+        ([torch.zeros(1, 9000)] * 3, "it holds recordings .3 of up to 9000"),  # short ones
+        ((7, "Hello.", [torch.zeros(1, 22050)], None), "debug state"),
+        ((7, "Hello.", None, (torch.zeros(1, 4), torch.zeros(1, 4))), "debug state"),
+        (torch.tensor(1.0), "shape"),
+        ((torch.tensor(1.0),) * 3, "it holds recordings"),
         ((torch.zeros(1, 100, 5), torch.zeros(1, 4)), "shape"),
         ((torch.full((1, 4), torch.nan), torch.zeros(1, 4)), "not finite"),
         ((torch.zeros(1, 0), torch.zeros(1, 4)), "shape"),
@@ -271,18 +281,35 @@ def test_safetensors_of_something_else(tmp_path: Path) -> None:
 
 
 def test_blend() -> None:
-    a, b = VoiceLatents(np.ones(2), np.zeros(3), "x"), VoiceLatents(np.zeros(2), np.ones(3), "x")
+    a, b = VoiceLatents(np.ones(2), np.zeros(3), "n=x"), VoiceLatents(np.zeros(2), np.ones(3), "n=x")
     assert_same(blend([a, b]), VoiceLatents(np.full(2, 0.5), np.full(3, 0.5)))
-    assert blend([a, b]).fingerprint == "x"
+    assert blend([a, b]).fingerprint == "n=x"
     assert_same(blend([a, b], [3, 1]), VoiceLatents(np.full(2, 0.75), np.full(3, 0.25)))
     for others, weights in [
         ([], None),
         ([a, b], [1]),
         ([a, b], [1, -1]),
         ([a, b], [1, np.nan]),
+        ([a, b], [1, 0]),
+        ([a, b], [1, np.inf]),
         ([a, VoiceLatents(np.ones(3), np.ones(3))], None),
         ([a, VoiceLatents(np.ones(2))], None),
-        ([a, VoiceLatents(np.ones(2), np.ones(3), "y")], None),
+        ([a, VoiceLatents(np.ones(2), np.ones(3), "n=y")], None),
     ]:
         with pytest.raises(VoiceError):
             blend(others, weights)
+
+
+def test_blends_know_where_they_come_from() -> None:
+    def made_by(fingerprint: str) -> VoiceLatents:
+        return VoiceLatents(np.ones(2), np.ones(3), fingerprint)
+
+    both, first = made_by("autoregressive=a,diffusion=b"), made_by("autoregressive=a")
+    assert blend([both, first]).fingerprint == "autoregressive=a,diffusion=b"
+    assert blend([both, made_by("")]).fingerprint == ""  # as from .pth files
+    with pytest.raises(
+        VoiceError, match=r"different checkpoints \(autoregressive=a,diffusion=b / autoregressive=c\)"
+    ):
+        blend([both, made_by("autoregressive=c")])
+    with pytest.raises(VoiceError, match="1 of the 2 voices have no diffusion latent.*--decoder hifigan"):
+        blend([both, VoiceLatents(np.ones(2))])

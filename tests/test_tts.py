@@ -81,7 +81,9 @@ def test_voice_samples_and_their_latents_are_one_voice(speaker: TextToSpeech) ->
 
 
 def test_mels_come_with_latents(speaker: TextToSpeech) -> None:
-    _, _, auto_mels, diffusion_mels = speaker.get_conditioning_latents([CLIP, CLIP], return_mels=True)
+    four = speaker.get_conditioning_latents([CLIP, CLIP], return_mels=True)
+    _, _, auto_mels, diffusion_mels = four
+    assert speaker.tts(TEXT, conditioning_latents=four, use_deterministic_seed=1, diffusion_iterations=2).size
     assert auto_mels.shape == (1, 2, 80, 517)
     assert diffusion_mels.shape == (1, 2, 100, 401)
 
@@ -267,6 +269,10 @@ def test_clips_are_classified() -> None:
     assert isinstance(probability, float) and 0 < probability < 1
     assert classify_audio_clip(CLIP[None], FakeEngine()) == probability
     assert classify_audio_clip(CLIP * 5, FakeEngine()) != probability
+    assert TextToSpeech(engine=FakeEngine()).classify_audio_clip(CLIP) == probability
+    without = FakeEngine(frozenset(FakeEngine().info.graphs - {"detector"}))
+    with pytest.raises(EngineError, match="classifier.pth"):
+        TextToSpeech(engine=without).classify_audio_clip(CLIP)
 
 
 def test_tensors_are_returned_when_given(speaker: TextToSpeech) -> None:

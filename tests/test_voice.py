@@ -105,8 +105,75 @@ def test_combined_voices(own_voices: Path, make_clip: Callable[..., np.ndarray])
     averaged = load_voice("x&y")
     assert averaged is not None and averaged.latents is not None
     assert_same(averaged.latents, VoiceLatents(np.full(4, 0.5), np.full(6, 0.5)))
-    with pytest.raises(VoiceError, match="tortoise-rt voices latents"):
-        load_voice("a&x")
+    mixed = load_voice("a&b&x")
+    assert mixed is not None and not mixed.clips and mixed.latents is None
+    assert [(part.name, len(part.clips), weight) for part, weight in mixed.parts] == [
+        ("a", 1, 1),
+        ("b", 1, 1),
+        ("x", 0, 1),
+    ]
+
+
+def test_weights(tmp_path: Path, own_voices: Path, make_clip: Callable[..., np.ndarray]) -> None:
+    make_clip(own_voices / "a" / "1.wav", 0.1)
+    make_clip(own_voices / "b" / "1.wav", 0.2)
+    for folder in (own_voices, tmp_path / "dir"):
+        folder.mkdir(exist_ok=True)
+        VoiceLatents(np.ones(4), np.ones(6)).save(folder / "x.pth")
+        VoiceLatents(np.zeros(4), np.zeros(6)).save(folder / "y.safetensors")
+    path = tmp_path / "dir"
+    for spec in (
+        "x:3&y:1",
+        "x:0.75 & y : 0.25",
+        f"{path}/x.pth:7.5e-1&y:.25",
+        f"x:0.3&{path}/y.safetensors:0.1",
+    ):
+        voice = load_voice(spec)
+        assert voice is not None and voice.latents is not None
+        np.testing.assert_allclose(voice.latents.auto, np.full((1, 4), 0.75), rtol=1e-6)
+    weighted = load_voice("a:2&b:1")  # with weights even clips have latents of their own
+    assert weighted is not None and [(p.name, w) for p, w in weighted.parts] == [("a", 2), ("b", 1)]
+    alone = load_voice("a:0.2")
+    assert alone is not None and alone.name == "a" and len(alone.clips) == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("a:0&b:1", r'weight of the voice "a" is 0; it must be a finite number above 0'),
+        ("a:-1&b:1", "is -1; it must be"),
+        ("a:nan&b:1", "is nan; it must be"),
+        ("a:inf&b:1", "is inf; it must be"),
+        ("a:1e999&b", "is 1e999; it must be"),
+        ("a:0.5&b", "weights for some voices only"),
+        ("a:half&b:1", 'the weight "half" of the voice "a" is no number'),
+        ("a:&b:1", 'the weight "" of the voice "a" is no number'),
+        (":0.5&b:0.5", "has an empty name in it"),
+        ("a:0.5&random:0.5", "random voice stands alone.*voices latents random --seed 7"),
+        ("random:0.5", "random voice stands alone"),
+        (r"C:\voices\emma", r"unknown voice|there is no file or folder"),
+        ("nobody:0.5", 'unknown voice "nobody"'),
+        ("&".join(["a"] * 101), "101 voices are combined; the limit is 100"),
+    ],
+)
+def test_weights_that_are_none(
+    own_voices: Path, make_clip: Callable[..., np.ndarray], spec: str, message: str
+) -> None:
+    make_clip(own_voices / "a" / "1.wav")
+    make_clip(own_voices / "b" / "1.wav")
+    with pytest.raises(VoiceError, match=message):
+        load_voice(spec)
+
+
+def test_names_and_paths_may_have_colons(
+    tmp_path: Path, own_voices: Path, make_clip: Callable[..., np.ndarray]
+) -> None:
+    make_clip(own_voices / "act 1:2" / "1.wav", 0.1)
+    make_clip(own_voices / "act 1" / "1.wav", 0.3)
+    make_clip(tmp_path / "x:3" / "1.wav", 0.2)
+    for spec, value in [("act 1:2", 0.1), (f"{tmp_path}/x:3", 0.2), ("act 1:0.5", 0.3), ("act 1:2:9", 0.1)]:
+        voice = load_voice(spec)
+        assert voice is not None and voice.clips[0][0] == np.float32(value), spec
 
 
 def test_random_voices(own_voices: Path, make_clip: Callable[..., np.ndarray]) -> None:
@@ -160,6 +227,7 @@ def test_voices_that_cannot_be_loaded(
 ) -> None:
     make_clip(own_voices / "emma" / "1.wav")
     (own_voices / "void").mkdir()
+    (own_voices / "void" / "notes.txt").write_text("no clip")
     make_clip(own_voices / "mixed" / "1.wav")
     SOME.save(own_voices / "mixed" / "v.pth")
     (own_voices / "two").mkdir()

@@ -12,7 +12,6 @@ import click
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..voice import Voice
 
 FOLDER = click.Path(path_type=Path)
 
@@ -106,20 +105,3 @@ def introduce(engine: Engine, named: bool, does: str) -> None:
         )
     elif engine.info.notice:
         click.echo(f"Note: {engine.info.notice}", err=True)
-
-
-def pool_clips(sources: tuple[str, ...], voice_dirs: tuple[Path, ...]) -> Voice:
-    """The clips of clips, folders and named voices together."""
-    from ..errors import VoiceError
-    from ..voice import Voice, check_amount, load_voice
-
-    clips: list[Any] = []
-    names = []
-    for source in sources:
-        voice = load_voice(source, voice_dirs)
-        if voice is None or voice.latents is not None:
-            raise VoiceError(f'"{source}" has no clips: latents are computed from clips')
-        clips += voice.clips
-        names.append(voice.name)
-        check_amount(clips, "the voice")
-    return Voice("&".join(names), clips=tuple(clips))

@@ -39,7 +39,7 @@ MAX_TEXT_BYTES = 1 << 20  #: read from standard input; far above what one clip c
     "--voice",
     metavar="VOICE",
     help="A name (see: tortoise-rt voices list), a folder of clips, a clip, a file of latents, several joined as "
-    "'a&b', or random. [default: the engine's, else random]",
+    "'a&b' or 'a:0.7&b:0.3', or random. [default: the engine's, else random]",
 )
 @options.voices_option
 @click.option(

@@ -1,25 +1,33 @@
-"""``tortoise-rt voices``: what voices there are, what is in them, and their latents."""
+"""``tortoise-rt voices``: what voices there are, and adding to them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import OutputError
 from . import options
 from .progress import table
+from .voice_latents import blend, latents
+from .voice_show import show
 
 if TYPE_CHECKING:
-    import numpy as np
+    from ..voice_store import Imported
 
-    from ..voice import VoiceLatents
+force_option = click.option("--force", is_flag=True, help="Replace voices of the same name.")
 
 
 @click.group()
 def voices() -> None:
-    """List and examine voices, and compute their latents."""
+    """List, add, examine and blend voices, and compute their latents.
+
+    \b
+    tortoise-rt voices add emma recordings/emma/
+    tortoise-rt voices latents emma -o emma.safetensors
+    tortoise-rt voices blend emma:0.7 tom:0.3 -o both.safetensors
+    """
 
 
 @voices.command("list")
@@ -35,7 +43,8 @@ def list_voices(voice_dirs: tuple[Path, ...]) -> None:
     else:
         click.echo("No voices yet.")
     click.echo(
-        f'Your own: one folder of clips each in {user_folder()}. "random" is one more, in engines that have it.'
+        f'Your own are in {user_folder()}: "tortoise-rt voices add" puts them there. "random" is one more, in engines '
+        "that have it."
     )
 
 
@@ -61,86 +70,48 @@ def _contents(path: Path) -> tuple[str, str, str]:
 
 
 @voices.command()
-@click.argument("sources", nargs=-1, required=True, metavar="CLIPS|VOICE...")
-@click.option(
-    "-o",
-    "--output",
-    type=options.FOLDER,
-    required=True,
-    metavar="FILE",
-    help=".safetensors, or .pth as TorToiSe reads it.",
-)
-@options.voices_option
-@options.engine_options
-def latents(
-    sources: tuple[str, ...],
-    output: Path,
-    voice_dirs: tuple[Path, ...],
-    engine: Path | None,
-    checkpoints: Path | None,
-    backend: str,
-    device: str,
-    precision: str | None,
-) -> None:
-    """Compute the latents of clips, folders of clips or named voices (together one voice) and save them.
+@click.argument("name")
+@click.argument("sources", nargs=-1, required=True, metavar="CLIPS|LATENTS...")
+@force_option
+def add(name: str, sources: tuple[str, ...], force: bool) -> None:
+    """Copy clips, folders of them or one file of latents into your voices, under NAME.
 
-    Latents belong to the model that made them.
+    They are read first: damaged files, clips of less than 0.1 s and the like are refused, and nothing is written.
+
+    \b
+    tortoise-rt voices add emma recordings/emma/
+    tortoise-rt voices add tom tom_1.wav tom_2.mp3
     """
-    from ..pipeline import Pipeline
-    from ..tts import choose_engine
-    from ..voice import LATENT_SUFFIXES
+    from ..voice_store import add_voice
 
-    if output.suffix.lower() not in LATENT_SUFFIXES:
-        raise OutputError(f"cannot save {output}: its suffix must be one of {', '.join(LATENT_SUFFIXES)}")
-    if not output.parent.is_dir():
-        raise OutputError(f"the folder {output.parent} does not exist: create it, or write elsewhere")
-    voice = options.pool_clips(sources, voice_dirs)
-    opened = choose_engine(engine, checkpoints, backend, device, precision)
-    options.introduce(opened, bool(engine or checkpoints), "listens")
-    made = Pipeline(opened).voice_latents(voice.clips)
-    made.save(output)
-    click.echo(f"{output}: latents of {len(voice.clips)} clips")
-    click.echo(_describe_latents(made))
+    click.echo(f'{add_voice(name, sources, force=force)}: speak with --voice "{name}"')
 
 
-@voices.command()
-@click.argument("voice")
-@options.voices_option
-def show(voice: str, voice_dirs: tuple[Path, ...]) -> None:
-    """Show what VOICE holds: each clip's length and levels, or the latents' size and norm."""
-    from ..spec import CODE_RATE
-    from ..voice import load_voice
+@voices.command("import")
+@click.argument("folder", type=options.FOLDER)
+@force_option
+@click.pass_context
+def import_(ctx: click.Context, folder: Path, force: bool) -> None:
+    """Add every voice of a FOLDER of voices, as TorToiSe's own: one folder of clips or one latent file each.
 
-    loaded = load_voice(voice, voice_dirs)
-    if loaded is None:
-        click.echo("random: a voice drawn anew from each seed")
-        return
-    click.echo(loaded.name)
-    if loaded.latents is not None:
-        click.echo(_describe_latents(loaded.latents))
-    rows = [("clip", "seconds", "peak dBFS", "mean dBFS")]
-    for number, clip in enumerate(loaded.clips, 1):
-        peak, mean = _levels(clip)
-        rows.append((str(number), f"{len(clip) / CODE_RATE:.2f}", f"{peak:.1f}", f"{mean:.1f}"))
-    if len(rows) > 1:
-        click.echo(table(rows))
+    One line says what became of each. A voice that you have already is kept, but with --force. Exits with 1 when
+    one could not be imported.
+    """
+    from ..voice_store import import_voices
+
+    report(ctx, import_voices(folder, force=force))
 
 
-def _levels(clip: np.ndarray) -> tuple[float, float]:
-    """Peak and root mean square of a clip in dB below full scale."""
-    import numpy as np
+def report(ctx: click.Context, imported: Iterable[Imported], quiet: bool = False) -> None:
+    """A line for each voice as it comes, with ``quiet`` for those that failed, and an exit code of 1 where one did."""
+    failed = False
+    for one in imported:
+        if one.failed or not quiet:
+            click.echo(f"{one.name}: {one.outcome}", err=one.failed)
+        failed |= one.failed
+    if failed:
+        ctx.exit(1)
 
-    floor = 1e-6
-    peak = max(float(np.abs(clip).max()), floor)
-    mean = max(float(np.sqrt(np.mean(np.square(clip, dtype=np.float64)))), floor)
-    return 20 * float(np.log10(peak)), 20 * float(np.log10(mean))
 
-
-def _describe_latents(made: VoiceLatents) -> str:
-    import numpy as np
-
-    rows = [("latent", "width", "norm")]
-    for name, latent in (("autoregressive", made.auto), ("diffusion", made.diffusion)):
-        if latent is not None:
-            rows.append((name, str(latent.shape[-1]), f"{float(np.linalg.norm(latent)):.3f}"))
-    return table(rows) + f"\nmodel: {made.fingerprint or 'unknown'}"
+for command in (latents, blend, show):
+    voices.add_command(command)
