@@ -190,11 +190,9 @@ def load_network(folder: str | Path, network: str) -> nn.Module:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """State dict of a .pth or .safetensors file: wrapper dictionaries opened, weight norm folded. Runs no code from it."""
     try:
-        if path.suffix == ".safetensors":
-            return fold_weight_norm(load_file(path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on pickles that it is about to refuse
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            loaded = _load(path)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} is refused: it holds more than tensors, or is not a checkpoint at all (nothing in it was executed)"
@@ -209,6 +207,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not loaded or not all(map(_is_weight, loaded.items())):
         raise CheckpointError(f"{path} is not a dictionary of names and tensors of floating-point numbers")
     return fold_weight_norm(loaded)
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def _is_weight(item: tuple[object, object]) -> bool:

@@ -83,7 +83,9 @@ def networks(size: str) -> dict[str, Callable[[], nn.Module]]:
             attention=4 if big else 1,
             heads=4,
         ),
-        "aligner": lambda: Aligner(dim=128 if big else 16, blocks=5 if big else 2, inner=256 if big else 32, kernel=15),
+        "aligner": lambda: Aligner(
+            dim=128 if big else 16, blocks=5 if big else 2, inner=256 if big else 32, kernel=15
+        ),
     }
 
 

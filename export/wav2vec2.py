@@ -43,9 +43,13 @@ def section(folder: Path) -> dict[str, Any]:
         "num_conv_pos_embedding_groups": config.get("num_conv_pos_embedding_groups", 16),
         "pad_token_id": config.get("pad_token_id", 0),
     }
-    valid = isinstance(strides, (list, tuple)) and all(_whole(n, 1) for n in strides) and 0 < len(strides) < 20
+    valid = (
+        isinstance(strides, (list, tuple)) and all(_whole(n, 1) for n in strides) and 0 < len(strides) < 20
+    )
     if not valid or not all(_whole(n, int(key != "pad_token_id")) for key, n in numbers.items()):
-        raise CheckpointError(f"{folder / 'config.json'} has unusable numbers: {numbers}, conv_stride {strides!r}")
+        raise CheckpointError(
+            f"{folder / 'config.json'} has unusable numbers: {numbers}, conv_stride {strides!r}"
+        )
     return {**numbers, "conv_stride": list(strides)}
 
 
@@ -78,7 +82,9 @@ def folding(path: Path, count: int, blank: int) -> Tensor:
             found[number, SYMBOLS.index(letter)] = 1
     lacking = [letter for letter in SYMBOLS[2:] if not found[:, SYMBOLS.index(letter)].any()]
     if lacking:
-        raise CheckpointError(f"{path} lacks {', '.join(map(repr, lacking))}: it is no vocabulary of English letters")
+        raise CheckpointError(
+            f"{path} lacks {', '.join(map(repr, lacking))}: it is no vocabulary of English letters"
+        )
     found[found.sum(1) == 0, 0] = 1
     return found
 
@@ -97,5 +103,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} must hold an object")
     return found
-
-

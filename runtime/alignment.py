@@ -112,7 +112,9 @@ def hear(engine: Engine, wav: Array) -> Heard:
     """wav: (samples,), 24 kHz -> what the engine's aligner hears. Raises EngineError where it has none."""
     graph = require_aligner(engine, "hearing words", "do without")
     small, seconds = graph == "aligner", len(wav) / SAMPLE_RATE
-    rate, stride = (CODE_RATE, ALIGNER_STRIDE * HOP) if small else (WAV2VEC2_RATE, engine.dims["wav2vec2.stride"])
+    rate, stride = (
+        (CODE_RATE, ALIGNER_STRIDE * HOP) if small else (WAV2VEC2_RATE, engine.dims["wav2vec2.stride"])
+    )
     wave = resample(wav, SAMPLE_RATE, rate)
     if not small and len(wave):  # as its processor does
         wave = (wave - wave.mean()) / np.sqrt(wave.var() + np.float32(1e-7))
@@ -123,7 +125,7 @@ def hear(engine: Engine, wav: Array) -> Heard:
         seen = wave[(begin - before) * stride : (begin + part + context) * stride]
         seen = np.pad(seen, (0, max(0, FFT - len(seen))))  # the shortest that can be heard
         (logits,) = engine.run(graph, **{"mel": ar_mel(seen[None])} if small else {"wav": seen[None]})
-        found.append(logits[0, before : before + part if begin + part < outputs else None])
+        found.append(logits[0, before : before + min(part, outputs - begin)])
     scores = np.concatenate(found).astype(np.float64)
     scores -= np.logaddexp.reduce(scores, axis=1, keepdims=True)
     return Heard(scores.astype(np.float32), stride / rate, 0.0 if small else FIRST_OUTPUT, seconds)
@@ -194,15 +196,22 @@ def align(heard: Heard, words: Sequence[Spelt], path: Trace | None = None) -> li
     return found
 
 
-def confidence(words: Sequence[Word]) -> float:
-    """Of some words together: the geometric mean; 0 of none."""
+def typical_confidence(words: Sequence[Word]) -> float:
+    """The median, which a few words that are not there leave as it is; 0 of none."""
+    return float(np.median([word.confidence for word in words])) if words else 0.0
+
+
+def common_confidence(words: Sequence[Word]) -> float:
+    """The geometric mean, which every word must bear; 0 of none."""
     return float(np.exp(np.mean([np.log(word.confidence + LEAST) for word in words]))) if words else 0.0
 
 
 def moved(word: Word, seconds: float) -> Word:
     """The word later by ``seconds``."""
     a, b = word.letters
-    return replace(word, start=word.start + seconds, end=word.end + seconds, letters=(a + seconds, b + seconds))
+    return replace(
+        word, start=word.start + seconds, end=word.end + seconds, letters=(a + seconds, b + seconds)
+    )
 
 
 def _sound_ends(heard: Heard, last: int, following: int | None) -> float:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .alignment import Heard, Spelt, Trace, Word, align, confidence, trace
+from .alignment import Heard, Spelt, Trace, Word, align, trace, typical_confidence
 from .engine import Array
 from .redaction import SURE
 from .rng import MAX_SEED
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from .pipeline import Result
 
 MISSING = 10.0  #: how much likelier, in nats, a clip is without a word that is missing; of words spoken 6 was the most
-ADDED = 4.0  #: how much likelier letters are than silence in a gap, in nats, where they are heard; of silence 2
+ADDED = (
+    4.0  #: how much likelier letters are than silence in a gap, in nats, where they are heard; of silence 2
+)
 SUSPECT = 0.25  #: confidence of a word below which it may be missing
 MOST_MISSING = 8  #: words looked for: a clip that lacks as many is bad enough
 
@@ -65,11 +67,13 @@ class Report:
         return {"ok": self.ok, **asdict(self), "confidence": round(self.confidence, 3)}
 
 
-def judge(heard: Heard, spelt: Sequence[Spelt], stopped: bool, seed: int | None = None) -> tuple[Report, list[Word]]:
+def judge(
+    heard: Heard, spelt: Sequence[Spelt], stopped: bool, seed: int | None = None
+) -> tuple[Report, list[Word]]:
     """How a clip compares with its words, and where they are."""
     path = trace(heard, spelt)
     words = align(heard, spelt, path)
-    report = Report(heard.reading(), (), (), (), "", stopped, confidence(words), seed)
+    report = Report(heard.reading(), (), (), (), "", stopped, typical_confidence(words), seed)
     if path is None:
         return replace(report, missing=tuple(word.text for word in spelt)), words
     missing = _missing(heard, spelt, words, path)
@@ -82,7 +86,7 @@ def judge(heard: Heard, spelt: Sequence[Spelt], stopped: bool, seed: int | None 
 def _missing(heard: Heard, spelt: Sequence[Spelt], words: Sequence[Word], path: Trace) -> set[int]:
     """Numbers of the words without which the clip is much likelier, the clearest case first."""
     found: set[int] = set()
-    if confidence(words) < SURE:  # it is another text, if it is any
+    if typical_confidence(words) < SURE:  # it is another text, if it is any
         return found
     total = path.scores.sum()
     suspects = {number for number, word in enumerate(words) if word.confidence < SUSPECT}
@@ -101,28 +105,29 @@ def _missing(heard: Heard, spelt: Sequence[Spelt], words: Sequence[Word], path: 
 
 
 def _with_added(report: Report, heard: Heard, spelt: Sequence[Spelt], path: Trace) -> Report:
-    """The report with what is heard in gaps."""
-    letters = np.maximum(0, heard.scores[:, 1:-1].max(axis=1) - path.scores)
-    in_gap = path.states % 2 == 0
-    strength = np.bincount(path.states[in_gap] // 2, letters[in_gap], minlength=len(path.letters) + 1)
+    """The report with what is heard in gaps: before the first word, and within or behind each."""
+    strength = np.maximum(0, heard.scores[:, 1:-1].max(axis=1) - path.scores)
+    strength[path.states % 2 == 1] = 0  # letters are what they should be
+    behind = np.insert(path.owner, 0, -1)[path.states // 2]  # the word that each output is within or behind
     repeated, extra, tail = [], [], ""
-    for gap in np.flatnonzero(strength > ADDED):
-        (outputs,) = np.nonzero(path.states == 2 * gap)
-        sound = heard.reading(outputs[0], outputs[-1] + 1)
-        before = int(path.owner[gap - 1]) if gap else None
-        if before is not None and _twice(heard, spelt, before, path):
-            repeated.append(spelt[before].text)
-        elif before == len(spelt) - 1:
-            tail = f"{tail} {sound}".strip()
+    for number in range(-1, len(spelt)):
+        added = np.where(behind == number, strength, 0)
+        if added.sum() <= ADDED:
+            continue
+        (outputs,) = np.nonzero(added)
+        if number >= 0 and _gain_of_twice(heard, spelt, number, path) > added.sum() / 2:
+            repeated.append(spelt[number].text)
+        elif number == len(spelt) - 1:
+            tail = heard.reading(outputs[0], outputs[-1] + 1)
         else:
-            extra.append(sound)
+            extra.append(heard.reading(outputs[0], outputs[-1] + 1))
     return replace(report, repeated=tuple(repeated), extra=tuple(extra), tail=tail)
 
 
-def _twice(heard: Heard, spelt: Sequence[Spelt], number: int, path: Trace) -> bool:
-    """Whether the clip is likelier with a word said twice."""
+def _gain_of_twice(heard: Heard, spelt: Sequence[Spelt], number: int, path: Trace) -> float:
+    """How much likelier the clip is with a word said twice, in nats."""
     again = trace(heard, [*spelt[: number + 1], replace(spelt[number], apart=True), *spelt[number + 1 :]])
-    return again is not None and again.scores.sum() > path.scores.sum()
+    return -np.inf if again is None else float(again.scores.sum() - path.scores.sum())
 
 
 def retried(say: Callable[[int], Result], seed: int, most: int) -> Result:

@@ -41,7 +41,9 @@ class Result:
     seed: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)  #: time per stage
     words: list[list[Word]] = field(default_factory=list)  #: where they are, if an aligner listened
-    reports: list[checking.Report] = field(default_factory=list)  #: with the setting check: how the clips say the text
+    reports: list[checking.Report] = field(
+        default_factory=list
+    )  #: with the setting check: how the clips say the text
 
     @property
     def audio_seconds(self) -> float:
@@ -191,7 +193,9 @@ class Pipeline:
         rand = seed if isinstance(seed, Randomness) else Philox(check_seed(seed))
         self.check(voice, settings)
         if self.prompt(text, settings) is not None:
-            raise SettingsError("a clip with words in [brackets], or to be checked, cannot be streamed: it must be complete")
+            raise SettingsError(
+                "a clip with words in [brackets], or to be checked, cannot be streamed: it must be complete"
+            )
         row = autoregressive.text_row(self.encode(text), self.engine.dims)
         latents, _ = conditioning.resolve(self.engine, voice, settings, rand)
         decoder, size = chunks.decoder(self.engine, latents.auto), chunks.first

@@ -80,7 +80,9 @@ class Reader:
         self._code_seconds = 0.0  #: what a code of the last sentence has taken
         self._pause = float(check_number("pause", pause, 0, 60))
         if settings.check:
-            raise SettingsError("clips are checked when they are complete, and a reading is heard before: leave check out")
+            raise SettingsError(
+                "clips are checked when they are complete, and a reading is heard before: leave check out"
+            )
         self._pipeline = Pipeline(scheduler.engine, scheduler.tokenizer)
         self._pipeline.check(voice, settings)
 
@@ -168,7 +170,9 @@ class Reader:
         middle = len(sentence.text) // 2
         space = sentence.text.rfind(" ", 0, middle + 1)
         at = space if space > 0 else max(1, middle)
-        first, second = halves(sentence.text, at) if brackets else (sentence.text[:at], sentence.text[at:].strip())
+        first, second = (
+            halves(sentence.text, at) if brackets else (sentence.text[:at], sentence.text[at:].strip())
+        )
         yield from self._fitting(Sentence(first, sentence.new_paragraph))
         yield from self._fitting(Sentence(second))
 

@@ -22,7 +22,7 @@ from .config import Settings, check_flag, check_number
 from .defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for
 from .detect import detect
 from .engine import Array, Engine
-from .errors import AudioError, EngineError, SettingsError, TextError, VoiceError
+from .errors import AudioError, SettingsError, TextError, VoiceError
 from .pipeline import Result, check_seed
 from .reading import PAUSE, Reader
 from .rng import Philox, fresh_seed

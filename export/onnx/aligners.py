@@ -38,9 +38,7 @@ def build_wav2vec2(g: GraphBuilder, config: Mapping[str, Any]) -> None:
     x = g.op("Unsqueeze", "wav", g.ints(1))
     for layer, stride in enumerate(config["conv_stride"]):  # (rows, channels, time) between them
         key = f"wav2vec2.feature_extractor.conv_layers.{layer}"
-        h = g.layer_norm(
-            g.transpose(g.conv(x, f"{key}.conv", stride=stride), 0, 2, 1), f"{key}.layer_norm"
-        )
+        h = g.layer_norm(g.transpose(g.conv(x, f"{key}.conv", stride=stride), 0, 2, 1), f"{key}.layer_norm")
         x = g.transpose(g.op("Gelu", h), 0, 2, 1)
         g.rate = Fraction(g.rate, stride)
     x = g.layer_norm(g.transpose(x, 0, 2, 1), "wav2vec2.feature_projection.layer_norm")

@@ -150,9 +150,7 @@ settings_options = apply(
             help="Let an aligner compare each clip with the text: words missing, said twice or added, a tail, no stop. A bad "
             "one is drawn again with the next seed, and the best is kept. Needs an engine with an aligner, as the demo is.",
         ),
-        _number(
-            "--max-retries", kind=int, metavar="N", help="Of --check: how often at most. [default: 2]"
-        ),
+        _number("--max-retries", kind=int, metavar="N", help="Of --check: how often at most. [default: 2]"),
         click.option(
             "--kv-positions",
             type=_choose(KV_POSITIONS),
