@@ -330,6 +330,7 @@ class GraphBuilder:
         weight = self.weights[f"{key}.weight"]
         self.work += weight.size * self.rate // stride
         before = [1] if planar else []
+        grouped: dict[str, Any] = {"group": groups} if groups > 1 else {}
         return self.op(
             "Conv",
             x,
@@ -339,7 +340,7 @@ class GraphBuilder:
             pads=[0, padding] * 2 if planar else [padding] * 2,
             strides=[*before, stride],
             dilations=[*before, dilation],
-            **({"group": groups} if groups > 1 else {}),
+            **grouped,
         )
 
     def silu(self, x: str) -> str:
