@@ -13,17 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tortoise_rt.errors import CheckpointError
 from tortoise_rt.spec import CHECKPOINT_FILES
 
+from . import wav2vec2
+from .models.aligner import Aligner
 from .models.autoregressive import UnifiedVoice
 from .models.diffusion import DiffusionTts
 from .models.hifigan import HifiganGenerator
 from .models.ranking import CLVP, CVVP
 from .models.small import Detector, RandomDiffuserLatentConverter, RandomLatentConverter
 from .models.univnet import UnivNetGenerator
+from .models.wav2vec2 import Wav2Vec2
 
 MODULES: Mapping[str, Any] = {
     "autoregressive": UnifiedVoice,
@@ -35,6 +39,8 @@ MODULES: Mapping[str, Any] = {
     "rlg_auto": RandomLatentConverter,
     "rlg_diffuser": RandomDiffuserLatentConverter,
     "detector": Detector,
+    "aligner": Aligner,
+    "wav2vec2": Wav2Vec2,
 }
 
 #: network -> its section in a config.json beside the checkpoints
@@ -59,6 +65,8 @@ SIGNATURES: Mapping[str, str] = {
     "hifigan": "cond_layer.weight",
     "rlg_auto": "layers.5.weight",
     "detector": "enc.init.0.weight",
+    "aligner": "bands.gain",
+    "wav2vec2": "lm_head.weight",
 }
 
 #: small tensors that tell one training from another
@@ -67,6 +75,7 @@ FINGERPRINT_KEYS: Mapping[str, tuple[str, ...]] = {
     "diffusion": ("contextual_embedder.0.weight", "code_norm.weight"),
 }
 
+SAFETENSORS = "model.safetensors"  #: as wav2vec2's file may be
 WRAPPERS = ("model_g", "state_dict", "model")
 #: endings of magnitude and direction in both spellings of weight norm, and of the plain weight
 WEIGHT_NORM = (
@@ -88,7 +97,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"no folder {self.folder}: give the folder that holds autoregressive.pth and the others"
             )
-        self.networks = tuple(n for n, file in CHECKPOINT_FILES.items() if (self.folder / file).is_file())
+        self.networks = tuple(n for n in CHECKPOINT_FILES if self._file(n).is_file())
         if not self.networks:
             raise CheckpointError(
                 f"{self.folder} holds none of the checkpoint files {', '.join(CHECKPOINT_FILES.values())}"
@@ -107,15 +116,23 @@ class Checkpoints:
             raise CheckpointError(f"{path} must hold an object")
         return config
 
+    def _file(self, network: str) -> Path:
+        """The network's file, where it is or would be."""
+        path = self.folder / CHECKPOINT_FILES[network]
+        other = path.with_name(SAFETENSORS)
+        return other if network == "wav2vec2" and other.is_file() else path
+
     def path(self, network: str) -> Path:
         """The network's file; raises CheckpointError when there is none."""
-        path = self.folder / CHECKPOINT_FILES[network]
+        path = self._file(network)
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; it holds the {network} network")
         return path
 
     def section(self, network: str) -> dict[str, Any]:
         """What config.json says about the network; empty when nothing. Raises CheckpointError for unusable numbers."""
+        if network == "wav2vec2":  # it has a config.json of its own
+            return wav2vec2.section(self.path(network).parent)
         section = self.config.get(CONFIG_SECTIONS.get(network, network), {})
         if not isinstance(section, dict):
             return {}
@@ -136,7 +153,10 @@ class Checkpoints:
             raise CheckpointError(
                 f"{path} does not hold the {network} network. It looks like the {other} network"
             )
-        module = _build(path, network, weights, self.section(network))
+        section = self.section(network)
+        if network == "wav2vec2":
+            weights = wav2vec2.prepared(path.parent, weights, section["pad_token_id"])
+        module = _build(path, network, weights, section)
         module.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
         return module.eval().requires_grad_(False)
 
@@ -168,11 +188,11 @@ def load_network(folder: str | Path, network: str) -> nn.Module:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """State dict of a .pth file: wrapper dictionaries opened, weight norm folded. Never runs code from the file."""
+    """State dict of a .pth or .safetensors file: wrapper dictionaries opened, weight norm folded. Runs no code from it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on pickles that it is about to refuse
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            loaded = _load(path)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} is refused: it holds more than tensors, or is not a checkpoint at all (nothing in it was executed)"
@@ -187,6 +207,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not loaded or not all(map(_is_weight, loaded.items())):
         raise CheckpointError(f"{path} is not a dictionary of names and tensors of floating-point numbers")
     return fold_weight_norm(loaded)
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def _is_weight(item: tuple[object, object]) -> bool:

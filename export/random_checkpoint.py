@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tortoise_rt.export.checkpoints import CONFIG_SECTIONS, write_network
+from tortoise_rt.export.models.aligner import Aligner
 from tortoise_rt.export.models.autoregressive import UnifiedVoice
 from tortoise_rt.export.models.diffusion import DiffusionTts
 from tortoise_rt.export.models.hifigan import HifiganGenerator
@@ -28,7 +29,7 @@ NOTICE = "random weights: the output is noise, not speech"
 
 
 def networks(size: str) -> dict[str, Callable[[], nn.Module]]:
-    """Constructors of all nine networks at a size; "official" has the dimensions of the released model."""
+    """Constructors of the networks but wav2vec2 at a size; "official" has the dimensions of the released model."""
     big = size == "official"
     ar, diffusion, hifi = (1024, 1024, 512) if big else (64, 64, 16)
     clvp = dict(dim=768, depth=20, heads=12, inner=1536) if big else dict(dim=64, depth=2, heads=1, inner=128)
@@ -81,6 +82,9 @@ def networks(size: str) -> dict[str, Callable[[], nn.Module]]:
             factor=4,
             attention=4 if big else 1,
             heads=4,
+        ),
+        "aligner": lambda: Aligner(
+            dim=128 if big else 16, blocks=5 if big else 2, inner=256 if big else 32, kernel=15
         ),
     }
 

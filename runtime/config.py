@@ -17,6 +17,7 @@ DECODERS = ("diffusion", "hifigan")
 SAMPLERS = ("ancestral", "ddim", "dpm++2m", "dpm++2m_sde")
 KV_POSITIONS = ("trained", "upstream")
 MAX_SAMPLES = 4096
+MAX_RETRIES = 100
 
 
 def check_number(
@@ -140,11 +141,17 @@ class Settings:
     decoder: str = "diffusion"  #: "diffusion" (then UnivNet) or "hifigan" (fast, straight from the latents)
     cvvp_amount: float = 0.0  #: 0: rank samples by text (CLVP); 1: by voice (CVVP); between: a mixture
     candidates: int = 1  #: clips returned, best first
+    redaction: bool = True  #: words in [brackets] are spoken and then cut out, which takes an aligner
+    check: bool = False  #: an aligner compares each clip with the text; bad ones are drawn again
+    max_retries: int = 2  #: how often that may be
 
     def __post_init__(self) -> None:
         check_choice("decoder", self.decoder, DECODERS)
         _set_number(self, "cvvp_amount", 0, 1)
         _set_number(self, "candidates", 1, MAX_SAMPLES, integer=True)
+        _set_flag(self, "redaction")
+        _set_flag(self, "check")
+        _set_number(self, "max_retries", 0, MAX_RETRIES, integer=True)
         if self.candidates > self.ar.samples:
             raise SettingsError(
                 f"{self.candidates} candidates of {self.ar.samples} samples: draw at least as many samples as candidates"
@@ -214,6 +221,9 @@ ARGUMENTS: Mapping[str, tuple[str, str]] = {
     "decoder": ("", "decoder"),
     "cvvp_amount": ("", "cvvp_amount"),
     "k": ("", "candidates"),
+    "enable_redaction": ("", "redaction"),
+    "check": ("", "check"),
+    "max_retries": ("", "max_retries"),
 }
 
 

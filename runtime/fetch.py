@@ -27,11 +27,20 @@ TOKENIZER = "tokenizer.json"
 #: Where the original keeps its tokenizer, and what it is.
 TOKENIZER_URL = "https://raw.githubusercontent.com/neonbjb/tortoise-tts/main/tortoise/data/tokenizer.json"
 TOKENIZER_SHA256 = "d1fa6e9b4741bb75b284331b833347c166ba8b0518e187f7370f123149ed87bb"
-FILES = (*CHECKPOINT_FILES.values(), TOKENIZER)
+#: networks of CHECKPOINT_FILES that are not among TorToiSe's own
+OTHERS = ("aligner", "wav2vec2")
+FILES = (*(file for network, file in CHECKPOINT_FILES.items() if network not in OTHERS), TOKENIZER)
 #: The original's package on PyPI, whose voices are files in it, and what it is.
 PACKAGE = "tortoise-tts-3.0.0.tar.gz"
 PACKAGE_SOURCE = "https://files.pythonhosted.org/packages/45/05/f94a930f3316c5714e5332234fda5ba3ccecf2206ecc19394873f77b7dc8"
 PACKAGE_SHA256 = "8684aac23976ffa9813a4ec074b6bff0a348ce82a1923483e57d5d4e27dd21d6"
+#: The aligner that the original uses, and the vocabulary that it says which of its outputs is which letter by.
+ALIGNER = {
+    "config.json": "https://huggingface.co/jbetker/wav2vec2-large-robust-ft-libritts-voxpopuli/resolve/main",
+    "vocab.json": "https://huggingface.co/jbetker/tacotron-symbols/resolve/main",
+    "pytorch_model.bin": "https://huggingface.co/jbetker/wav2vec2-large-robust-ft-libritts-voxpopuli/resolve/main",
+}
+ALIGNER_FOLDER = "wav2vec2"  #: beside the checkpoints
 OPTIONAL = tuple(CHECKPOINT_FILES[network] for network in ("cvvp", "hifigan", "detector"))
 
 LARGEST = 8 << 30  #: bytes of one file; the official ones have up to 1.7 GB
@@ -75,18 +84,40 @@ def fetch(
     """
     for name in set(names) - {*FILES, PACKAGE}:
         raise FetchError(f'no file is called "{name}". {suggest(name, FILES)}')
-    paths, reachable = [folder / name for name in names or FILES], True
+    sources = dict.fromkeys(names or FILES, source)
+    return _fetch_all(folder, sources, () if names else OPTIONAL, progress, note)
+
+
+def fetch_aligner(
+    folder: Path,
+    source: str | None = None,
+    progress: Progress = lambda name, done, total: None,
+    note: Note = lambda text: None,
+) -> list[Path]:
+    """Download the aligner's files into a folder of their own in ``folder``, as :func:`fetch` does.
+
+    ``source``: the address of a folder that has all of them; by default they come from where the original has them.
+    """
+    sources = {name: source or place for name, place in ALIGNER.items()}
+    return _fetch_all(folder / ALIGNER_FOLDER, sources, (), progress, note)
+
+
+def _fetch_all(
+    folder: Path, sources: Mapping[str, str], optional: Sequence[str], progress: Progress, note: Note
+) -> list[Path]:
+    """Download or check each file of ``sources``, name -> address of its folder; -> those there now."""
+    paths, reachable = [folder / name for name in sources], True
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            for path in paths:
+            for path, source in zip(paths, sources.values(), strict=True):
                 try:
                     if not path.is_file():
                         _fetch(path, source, progress, note)
                     elif reachable:  # else every further file would wait for its timeout
                         reachable = _compare(path, source, progress, note)
                 except _Missing as error:
-                    if names or path.name not in OPTIONAL:
+                    if path.name not in optional:
                         raise
                     note(f"{path.name}, which is optional, is missing: {error}")
     except OSError as error:
@@ -261,4 +292,4 @@ def _open(url: str, method: str = "GET", headers: Mapping[str, str] = {}) -> tup
         raise ConnectionError(f"{url} cannot be reached: {error!r}") from None
 
 
-__all__ = ["FILES", "SOURCE", "fetch"]
+__all__ = ["FILES", "SOURCE", "fetch", "fetch_aligner"]

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import autoregressive, conditioning, diffusion, ranking, vocoder
+from . import autoregressive, checking, conditioning, diffusion, ranking, redaction, vocoder
+from .alignment import Word, align, hear, require_aligner
 from .config import ARSettings, Settings
 from .engine import Array, Engine
 from .errors import SettingsError, TextError
@@ -50,6 +51,10 @@ class Result:
     seed: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)  #: time per stage
     request: Request | None = None  #: what was asked for
+    words: list[list[Word]] = field(default_factory=list)  #: where they are, if an aligner listened
+    reports: list[checking.Report] = field(
+        default_factory=list
+    )  #: with the setting check: how the clips say the text
 
     @property
     def audio_seconds(self) -> float:
@@ -117,6 +122,19 @@ class Pipeline:
             )
         return self.tokenizer.encode(text) if self.tokenizer.clean(text).strip() else []
 
+    def prompt(self, text: str | Sequence[int], settings: Settings) -> redaction.Prompt | None:
+        """The words of a text that an aligner must listen for; None where none must. Raises as :meth:`check` does."""
+        if not isinstance(text, str):
+            if settings.check:
+                raise TextError("token ids cannot be checked: give the text that they stand for")
+            return None
+        brackets = settings.redaction and redaction.check(text, self.engine)
+        if settings.check:
+            require_aligner(self.engine, "checking clips", "leave check out (--check, --words)")
+        if not (brackets or settings.check) or self.tokenizer is None:
+            return None
+        return redaction.parse(text, self.tokenizer.clean, settings.redaction)
+
     def voice_latents(self, clips: Sequence[Array]) -> VoiceLatents:
         """Clips (samples,) at 22.05 kHz -> the latents of their common voice."""
         return conditioning.clip_latents(self.engine, clips)
@@ -137,7 +155,8 @@ class Pipeline:
         rand = seed if isinstance(seed, Randomness) else Philox(check_seed(seed))
         seconds: dict[str, float] = {}
         self.check(voice, settings)
-        ids = self.encode(text)
+        prompt = self.prompt(text, settings)
+        ids = self.encode(text if prompt is None else prompt.text)
         row = autoregressive.text_row(ids, self.engine.dims)
         autoregressive.code_limit(settings.ar, self.engine.dims)
 
@@ -162,6 +181,8 @@ class Pipeline:
         decode = self._hifigan if settings.decoder == "hifigan" else self._diffuse
         for number in range(len(chosen)):
             decode(result, number, settings, rand, progress)
+            if prompt is not None:
+                self._listen(result, number, prompt, settings.check)
         return result
 
     def stream(
@@ -184,6 +205,10 @@ class Pipeline:
         began, chunks, pace = clock(), chunks or Chunks(), Pace()
         rand = seed if isinstance(seed, Randomness) else Philox(check_seed(seed))
         self.check(voice, settings)
+        if self.prompt(text, settings) is not None:
+            raise SettingsError(
+                "a clip with words in [brackets], or to be checked, cannot be streamed: it must be complete"
+            )
         row = autoregressive.text_row(self.encode(text), self.engine.dims)
         latents, _ = conditioning.resolve(self.engine, voice, settings, rand)
         decoder, size = chunks.decoder(self.engine, latents.auto), chunks.first
@@ -240,6 +265,19 @@ class Pipeline:
             wav = vocoder.hifigan(self.engine, result.latents[number], result.voice.auto)[0]
         progress("vocoder", number + 1, len(result.chosen))
         result.wavs.append(wav)
+
+    def _listen(self, result: Result, number: int, prompt: redaction.Prompt, check: bool) -> None:
+        """Find the words of a clip, report how it says them, and cut out what is in brackets."""
+        with timed(result.seconds, "listening"):
+            heard = hear(self.engine, result.wavs[number])
+            if check:
+                stopped = bool((result.codes[result.chosen[number]] == result.stop_code).any())
+                report, words = checking.judge(heard, prompt.words, stopped, result.seed)
+                result.reports.append(report)
+            else:
+                words = align(heard, prompt.words)
+            result.wavs[number], left = redaction.cut(result.wavs[number], words, prompt)
+            result.words.append(left)
 
     def _scores(
         self,

@@ -19,8 +19,9 @@ import numpy as np
 from .autoregressive import most_text_ids
 from .config import Settings, check_number
 from .engine import Array
-from .errors import TextError
+from .errors import SettingsError, TextError
 from .pipeline import Pipeline, check_seed
+from .redaction import halves, outside, parts, whole_brackets
 from .rng import MAX_SEED
 from .scheduler import Handle, Priority, Scheduler, StreamHandle
 from .sentences import Sentence, cut
@@ -69,6 +70,7 @@ class Reader:
     ) -> None:
         """With the decoder hifigan and one sample a sentence is heard while it is drawn, else when it is done.
 
+        Sentences with words in [brackets] are heard when they are done, too, as those words are cut out of the whole.
         pause: seconds of silence between sentences; split: off, a text that is given whole is one sentence.
         """
         self.pace = Pace()  #: of the latest reading
@@ -77,6 +79,10 @@ class Reader:
         self._seed, self._chunks = check_seed(seed), chunks or Chunks()
         self._code_seconds = 0.0  #: what a code of the last sentence has taken
         self._pause = float(check_number("pause", pause, 0, 60))
+        if settings.check:
+            raise SettingsError(
+                "clips are checked when they are complete, and a reading is heard before: leave check out"
+            )
         self._pipeline = Pipeline(scheduler.engine, scheduler.tokenizer)
         self._pipeline.check(voice, settings)
 
@@ -87,7 +93,7 @@ class Reader:
         """
         self._began, self.pace = time.monotonic(), Pace()
         whole = [Sentence(text)] if isinstance(text, str) and not self._split else None
-        sentences = _Sentences(text, self._fitting, whole)
+        sentences = _Sentences(text, self._fitting, whole, self._settings.redaction)
         present: _Said | None = None
         following: _Said | None = None
         try:
@@ -118,7 +124,8 @@ class Reader:
         seed = (self._seed + number) % (MAX_SEED + 1)
         request = sentence.text, self._voice, self._settings, seed
         handle: Handle[Any]
-        if self._settings.decoder == "hifigan" and self._settings.ar.samples == 1:
+        whole = self._pipeline.prompt(sentence.text, self._settings) is not None
+        if self._settings.decoder == "hifigan" and self._settings.ar.samples == 1 and not whole:
             handle = self._scheduler.stream(*request, chunks=self._beginning())
         else:
             handle = self._scheduler.submit(*request, priority=Priority.STREAM)
@@ -152,8 +159,10 @@ class Reader:
 
     def _fitting(self, sentence: Sentence) -> Iterator[Sentence]:
         """The sentence, halved as often as its tokens are too many; nothing where there is nothing to say."""
-        ids = self._pipeline.encode(sentence.text)
-        if not ids:
+        brackets = self._settings.redaction
+        text = "".join(part.text for part in parts(sentence.text)) if brackets else sentence.text
+        ids = self._pipeline.encode(text)
+        if not ids or (brackets and not self._pipeline.encode(outside(sentence.text))):
             return
         if len(ids) <= most_text_ids(self._scheduler.engine.dims):
             yield sentence
@@ -161,8 +170,11 @@ class Reader:
         middle = len(sentence.text) // 2
         space = sentence.text.rfind(" ", 0, middle + 1)
         at = space if space > 0 else max(1, middle)
-        yield from self._fitting(Sentence(sentence.text[:at], sentence.new_paragraph))
-        yield from self._fitting(Sentence(sentence.text[at:].strip()))
+        first, second = (
+            halves(sentence.text, at) if brackets else (sentence.text[:at], sentence.text[at:].strip())
+        )
+        yield from self._fitting(Sentence(first, sentence.new_paragraph))
+        yield from self._fitting(Sentence(second))
 
 
 class _Sentences:
@@ -173,14 +185,16 @@ class _Sentences:
         text: str | Iterable[str],
         fitting: Callable[[Sentence], Iterator[Sentence]],
         whole: Iterable[Sentence] | None,
+        brackets: bool,
     ) -> None:
-        """``whole``: the sentences, where the text is not to be cut."""
+        """whole: the sentences, where the text is not to be cut; brackets: whether they hold sentences together."""
         self.given = 0
         self._queue: queue.Queue[Sentence | BaseException | None] = queue.Queue(AHEAD)
         self._closed = threading.Event()
         self._ended = False
         self._live = not isinstance(text, str)
-        self._rest = (part for sentence in whole or cut(text) for part in fitting(sentence))
+        sentences = whole or (whole_brackets(cut(text)) if brackets else cut(text))
+        self._rest = (part for sentence in sentences for part in fitting(sentence))
         if self._live:
             threading.Thread(target=self._read, name="text", daemon=True).start()
 

@@ -32,6 +32,10 @@ MEL_MIN, MEL_MAX = -11.512925148010254, 2.3143386840820312  #: log magnitudes th
 SILENT_MEL = -11.5129  #: log magnitude of the frames put behind a mel before vocoding
 VOCODER_PAD = 10  #: such frames
 VOCODER_NOISE = 64  #: channels of the vocoder's noise
+#: What aligners hear. The first is CTC's blank; the last parts words and is silence, too.
+SYMBOLS = ("", "'", *"abcdefghijklmnopqrstuvwxyz", " ")
+ALIGNER_STRIDE = 2  #: mel frames to one output of the small aligner
+WAV2VEC2_RATE = 16000  #: sample rate that wav2vec2 hears, Hz
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,20 @@ _ALL = (
     ),
     # Logits: [from TorToiSe, real].
     _graph("detector", "detector", [_f32("wav", "rows", 1, "samples")], [_f32("logits", "rows", 2)]),
+    # Which of SYMBOLS is heard when: the small aligner's logits, of mels as the voice encoder hears them ...
+    _graph(
+        "aligner",
+        "aligner",
+        [_f32("mel", "rows", AR_MELS, "frames")],
+        [_f32("logits", "rows", "outputs", len(SYMBOLS))],
+    ),
+    # ... and wav2vec2's log probabilities, of 16 kHz audio of mean 0 and variance 1, its own symbols summed up.
+    _graph(
+        "wav2vec2",
+        "wav2vec2",
+        [_f32("wav", "rows", "samples")],
+        [_f32("logits", "rows", "outputs", len(SYMBOLS))],
+    ),
 )
 
 GRAPHS: Mapping[str, GraphSpec] = {g.name: g for g in _ALL}
@@ -198,6 +216,8 @@ CHECKPOINT_FILES: Mapping[str, str] = {
     "rlg_auto": "rlg_auto.pth",
     "rlg_diffuser": "rlg_diffuser.pth",
     "detector": "classifier.pth",
+    "aligner": "aligner.pth",  # the project's own
+    "wav2vec2": "wav2vec2/pytorch_model.bin",  # or model.safetensors; beside it config.json and vocab.json
 }
 
 #: what ``dims`` holds, per network; every value is an int
@@ -228,6 +248,8 @@ DIM_KEYS: Mapping[str, tuple[str, ...]] = {
     "rlg_auto": ("rlg_auto.dim",),
     "rlg_diffuser": ("rlg_diffuser.dim",),
     "detector": (),
+    "aligner": (),
+    "wav2vec2": ("wav2vec2.stride",),  # samples to one output
 }
 
 Dims = Mapping[str, int]

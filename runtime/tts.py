@@ -6,23 +6,24 @@ import contextlib
 import functools
 import logging
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from . import redaction
 from .audio import check_clip
 from .autoregressive import ROWS
 from .backends import open_engine
+from .checking import retried
 from .conditioning import clip_latents, diffusion_mels, random_latents, voice_mels
 from .config import Settings, check_number
 from .debug_state import check_folder, save_debug_state
 from .defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for
 from .detect import detect
 from .engine import Array, Engine
-from .errors import AudioError, EngineError, SettingsError, TextError, VoiceError
+from .errors import AudioError, SettingsError, TextError, VoiceError
 from .generate import settings_of_generate
 from .pipeline import Result, check_seed
 from .reading import PAUSE, Reader
@@ -36,9 +37,7 @@ from .voice import Voice, VoiceLatents, check_amount, load_voice
 
 log = logging.getLogger("tortoise_rt")
 MOST_CALLS = 4096  #: threads that wait for speech at a time
-MOST_IN_BRACKETS = 1000  #: characters
 T = TypeVar("T")
-_BRACKETS = re.compile(r"\[[^\]]*\]")
 
 
 def choose_engine(
@@ -78,30 +77,16 @@ def check_text(text: Any) -> None:
         raise TextError(f"text must be a string, not {type(text).__name__}")
 
 
-def check_brackets(text: str, redaction: bool) -> None:
-    """Raise an EngineError for text with [brackets] unless ``redaction`` is off: it is not there yet."""
-    if redaction and (found := _BRACKETS.search(text)):
-        raise EngineError(
-            f"the text has {found[0]} in brackets; taking bracketed words out of the audio (redaction) is not "
-            "available in this version: turn redaction off to hear them (enable_redaction=False, --no-redaction)"
-        )
-
-
-def checked_parts(parts: Iterable[str], redaction: bool) -> Iterator[str]:
-    """The parts in which a text comes, each checked when it does; raises as :func:`check_text` and :func:`check_brackets`."""
+def checked_parts(parts: Iterable[str]) -> Iterator[str]:
+    """The parts in which a text comes, each checked when it does; raises as :func:`check_text`."""
     if not isinstance(parts, Iterable) or isinstance(parts, (bytes, bytearray)):
         check_text(parts)
-    return _checked_parts(parts, redaction)
+    return map(_checked, parts)
 
 
-def _checked_parts(parts: Iterable[str], redaction: bool) -> Iterator[str]:
-    open_bracket = ""
-    for part in parts:
-        check_text(part)
-        check_brackets(open_bracket + part, redaction)
-        said = open_bracket + part
-        open_bracket = said[said.rfind("[") :][:MOST_IN_BRACKETS] if "[" in said else ""
-        yield part
+def _checked(part: str) -> str:
+    check_text(part)
+    return part
 
 
 class TextToSpeech:
@@ -221,10 +206,10 @@ class TextToSpeech:
         voice, seed = self._voice(voice_samples, conditioning_latents), _seed(use_deterministic_seed)
         reader = Reader(self.scheduler, voice, chosen, seed, chunks=chunks, pause=pause, split=split)
         tensors = any_tensor(voice_samples, conditioning_latents)
-        if isinstance(text, str):
-            check_brackets(text, self.enable_redaction)
-        else:
-            text = checked_parts(text, self.enable_redaction)
+        if not isinstance(text, str):
+            text = checked_parts(text)
+        elif chosen.redaction:
+            redaction.check(text, self.engine)
         with contextlib.closing(reader.read(text)) as pieces:
             for piece in pieces:
                 yield in_kind(piece.wav, tensors)
@@ -266,13 +251,19 @@ class TextToSpeech:
         priority: Priority = Priority.NORMAL,
     ) -> Result:
         check_text(text)
-        check_brackets(text, self.enable_redaction)
         settings = self._settings(**arguments)
         voice = self._voice(voice_samples, conditioning_latents)
-        result = _wait(self.scheduler.submit(text, voice, settings, _seed(seed), priority=priority))
+
+        def say(seed: int) -> Result:
+            return _wait(self.scheduler.submit(text, voice, settings, seed, priority=priority))
+
+        result = retried(say, _seed(seed), settings.max_retries)
         if verbose:
             times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())
             log.info("seed %d, %.2f s of audio: %s", result.seed, result.audio_seconds, times)
+        for report in result.reports:
+            if not report.ok:
+                log.warning("a clip is not its text: %s", "; ".join(report.problems))
         if not result.complete:
             log.warning("a clip reached max_mel_tokens before its end: it may miss words; split the text")
         return result
@@ -280,6 +271,7 @@ class TextToSpeech:
     def _settings(self, preset: str | None = None, **arguments: Any) -> Settings:
         arguments = settings_of_generate(arguments)
         arguments.setdefault("batch_rows", self._batch_rows)
+        arguments.setdefault("enable_redaction", self.enable_redaction)
         return settings_for(self.engine, preset, **arguments)
 
     def _voice(self, samples: Any, latents: Any) -> Voice | VoiceLatents | None:

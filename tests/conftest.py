@@ -55,8 +55,10 @@ def export(checkpoints: Path, output: Path, *networks: str) -> Path:
 
     with tempfile.TemporaryDirectory() as chosen, pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORTOISE_RT_CACHE", str(Path(chosen) / "cache"))
-        for name in ("config.json", *(CHECKPOINT_FILES[n] for n in networks or CHECKPOINT_FILES)):
-            shutil.copy(checkpoints / name, chosen)
+        files = [Path(CHECKPOINT_FILES[n]) for n in networks or CHECKPOINT_FILES]
+        for name in {"config.json", *(file.parts[0] for file in files)}:  # wav2vec2 is a folder
+            copy = shutil.copytree if (checkpoints / name).is_dir() else shutil.copy
+            copy(checkpoints / name, Path(chosen) / name)
         tokenizer = ROOT / "tests" / "data" / "tokenizer.json"
         export_bundle(chosen, output, check=False, tokenizer=tokenizer, record_source=False)
     return output

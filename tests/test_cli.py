@@ -126,7 +126,8 @@ def test_say_refuses_bad_input_in_one_line(folder: Path) -> None:
     cases: list[tuple[list[str], str]] = [
         ([""], "the text is empty"),
         (["word " * 500], "tokens; the limit is 398"),
-        (["Hello [you]."], "--no-redaction"),
+        (["Hello [you."], "--no-redaction"),
+        (["[Hello you.]"], "all of the text is in brackets"),
         (["Hi", "--voice", "ema", "--voices-dir", "voices"], 'Did you mean "emma"?'),
         (["Hi", "--voice", "empty"], "holds no audio"),
         (["Hi", "--voice", "text.wav"], "cannot be read as audio"),

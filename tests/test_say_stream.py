@@ -144,7 +144,10 @@ def test_a_hundred_thousand_characters_begin_at_once() -> None:
             "pause is 99; it must be at least 0 and at most 60",
         ),
         ([" ", "--stream", "-o", "-"], "nothing to say"),
-        (["[sad] hello", "--stream", "-o", "-"], "in brackets"),
+        (["[sad hello", "--stream", "-o", "-"], "has no partner"),
+        (["hello", "--stream", "--check", "-o", "-"], "leave check out"),
+        (["hello", "--stream", "--words", "a.srt", "-o", "-"], "leave --stream out"),
+        (["hello", "--words", "a.txt"], "its suffix must be one of .srt, .vtt, .json"),
         (["hello", "--stream", "-o", "a.mp3"], "its suffix must be one of"),
     ],
 )

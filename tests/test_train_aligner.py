@@ -14,7 +14,8 @@ torch = pytest.importorskip("torch")
 from training import assert_same_states, trained_twice  # noqa: E402
 
 from tortoise_rt.engines.demo.train import aligner, loop  # noqa: E402
-from tortoise_rt.export.models.aligner import SYMBOLS, Aligner  # noqa: E402
+from tortoise_rt.export.models.aligner import Aligner  # noqa: E402
+from tortoise_rt.spec import ALIGNER_STRIDE, SYMBOLS  # noqa: E402
 
 
 def said(rng: np.random.Generator, words: int = 2) -> aligner.Spoken:
@@ -49,7 +50,7 @@ def test_word_times_of_the_teacher() -> None:
 
 def test_what_may_be_heard_holds_the_truth() -> None:
     spoken = said(np.random.default_rng(0), words=3)
-    outputs = -(-spoken.mel.shape[1] // aligner.STRIDE)
+    outputs = -(-spoken.mel.shape[1] // ALIGNER_STRIDE)
     may = aligner.allowed(spoken, outputs)
     assert may[0].nonzero()[0].tolist() == [aligner.SPACE]
     assert spoken.words is not None

@@ -9,13 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tortoise_rt.spec import AR_MELS
+from tortoise_rt.spec import ALIGNER_STRIDE, AR_MELS, SYMBOLS
 
 from .layers import count_layers
-
-#: What the outputs stand for. The first is CTC's blank; the last parts words and is silence, too.
-SYMBOLS = ("", "'", *"abcdefghijklmnopqrstuvwxyz", " ")
-STRIDE = 2  #: mel frames to one output
 
 
 class _Bands(nn.Module):
@@ -46,18 +42,18 @@ class _Block(nn.Module):
 
 
 class Aligner(nn.Module):
-    """Mel (rows, AR_MELS, frames) as the voice encoder hears it -> logits (rows, (frames + 1) // 2, symbols).
+    """Graph ``aligner``: mel (rows, AR_MELS, frames) as the voice encoder hears it -> logits (rows, outputs, SYMBOLS).
 
-    Output i is about the time of frame 2 i.
+    There are (frames + 1) // 2 outputs; output i is about the time of frame 2 i.
     """
 
-    def __init__(self, dim: int, blocks: int, inner: int, kernel: int, symbols: int = len(SYMBOLS)) -> None:
+    def __init__(self, dim: int, blocks: int, inner: int, kernel: int) -> None:
         super().__init__()
         self.bands = _Bands()
-        self.init = nn.Conv1d(AR_MELS, dim, 5, stride=STRIDE, padding=2)
+        self.init = nn.Conv1d(AR_MELS, dim, 5, stride=ALIGNER_STRIDE, padding=2)
         self.blocks = nn.Sequential(*(_Block(dim, inner, kernel) for _ in range(blocks)))
         self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, symbols)
+        self.head = nn.Linear(dim, len(SYMBOLS))
 
     @classmethod
     def from_weights(cls, weights: dict[str, Tensor], config: Mapping[str, Any]) -> Aligner:
@@ -67,11 +63,10 @@ class Aligner(nn.Module):
             blocks=count_layers(weights, "blocks."),
             inner=inner,
             kernel=weights["blocks.0.around.weight"].shape[2],
-            symbols=weights["head.weight"].shape[0],
         )
 
     def dims(self, config: Mapping[str, Any]) -> dict[str, int]:
-        return {"aligner.symbols": self.head.weight.shape[0]}
+        return {}
 
     def forward(self, mel: Tensor) -> Tensor:
         return self.head(self.norm(self.blocks(self.init(self.bands(mel))).transpose(1, 2)))

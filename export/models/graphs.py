@@ -25,6 +25,8 @@ GRAPH_FUNCTIONS: Mapping[str, GraphFunction] = {
     "rlg_auto": lambda m, noise: (m(noise),),
     "rlg_diffuser": lambda m, noise: (m(noise),),
     "detector": lambda m, wav: (m(wav),),
+    "aligner": lambda m, mel: (m(mel),),
+    "wav2vec2": lambda m, wav: (m(wav),),
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from tortoise_rt.errors import EngineError, suggest
 from tortoise_rt.spec import GRAPHS
 
-from . import autoregressive, diffusion, ranking, small, vocoders
+from . import aligners, autoregressive, diffusion, ranking, small, vocoders
 from .builder import GraphBuilder
 from .weights import TensorWriter
 
@@ -36,6 +36,8 @@ BUILDERS: Mapping[str, Callable[[GraphBuilder, Mapping[str, Any]], None]] = {
     "rlg_auto": small.build_random_latents,
     "rlg_diffuser": small.build_random_latents,
     "detector": small.build_detector,
+    "aligner": aligners.build_aligner,
+    "wav2vec2": aligners.build_wav2vec2,
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,8 @@ class GraphBuilder:
         self._outputs = [self._value_info(t) for t in spec.outputs]
         self._memo: dict[str, str] = {}
         self.shared: dict[str, tuple[str, str, str]] = {}  #: what blocks keep to use again
-        self.rate = 1  #: steps in time for each of the input's, where layers are added
-        self.work = 0  #: multiply-adds of weights for each step of the input
+        self.rate: int | Fraction = 1  #: steps in time for each of the input's, where layers are added
+        self.work: int | Fraction = 0  #: multiply-adds of weights for each step of the input
         self.row_work = 0  #: for each row, whatever its length
         self._per_row = False
         self.pair_work = 0  #: of attention, for each pair of steps
@@ -89,7 +90,7 @@ class GraphBuilder:
                 "graph": self.spec.name,
                 "network": self.spec.network,
                 "precision": self.precision,
-                "multiply_adds": str(self.work),
+                "multiply_adds": str(round(self.work)),
                 "multiply_adds_of_rows": str(self.row_work),
                 "multiply_adds_of_pairs": str(self.pair_work),
             },
@@ -315,12 +316,21 @@ class GraphBuilder:
         return self._memo[key]
 
     def conv(
-        self, x: str, key: str, *, padding: int = 0, stride: int = 1, dilation: int = 1, planar: bool = False
+        self,
+        x: str,
+        key: str,
+        *,
+        padding: int = 0,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        planar: bool = False,
     ) -> str:
         """A convolution, channel-major; planar: x is (rows, channels, 1, time)."""
         weight = self.weights[f"{key}.weight"]
         self.work += weight.size * self.rate // stride
         before = [1] if planar else []
+        grouped: dict[str, Any] = {"group": groups} if groups > 1 else {}
         return self.op(
             "Conv",
             x,
@@ -330,6 +340,7 @@ class GraphBuilder:
             pads=[0, padding] * 2 if planar else [padding] * 2,
             strides=[*before, stride],
             dilations=[*before, dilation],
+            **grouped,
         )
 
     def silu(self, x: str) -> str:

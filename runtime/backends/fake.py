@@ -13,7 +13,7 @@ import numpy as np
 
 from ..bundle import demo_folder
 from ..engine import Array, Engine, EngineInfo, KVCache
-from ..spec import GRAPHS, HOP, MELS
+from ..spec import ALIGNER_STRIDE, GRAPHS, HOP, MELS, SYMBOLS
 
 DIMS: Mapping[str, int] = {
     "ar.dim": 16,
@@ -44,6 +44,7 @@ DIMS: Mapping[str, int] = {
     "hifigan.voice_dim": 16,
     "rlg_auto.dim": 16,
     "rlg_diffuser.dim": 16,
+    "wav2vec2.stride": 320,
 }
 CODES_PER_TEXT_ID = 2  #: samples end around this many codes per text id
 _LOGIT_RANGE = 12.0
@@ -168,6 +169,14 @@ def _hifigan(latents: Array, voice: Array, wanted: Array) -> tuple[Array]:
     return (_wave(np.tanh(latents.mean(axis=1) + voice.mean(axis=1)[:, None])),)
 
 
+def _hear(values: Array, outputs: int) -> tuple[Array]:
+    """Letters at random: a function of what is heard."""
+    words = _hash_rows(_quantize(values.reshape(len(values), -1)[:, :256]), np.zeros(len(values), np.uint64))
+    return (
+        _LOGIT_RANGE / 2 * _noise(words, outputs * len(SYMBOLS)).reshape(len(values), outputs, len(SYMBOLS)),
+    )
+
+
 def _detector(wav: Array) -> tuple[Array]:
     level = np.abs(wav[:, 0]).mean(axis=1)
     return (np.stack([level, 0.5 - level], axis=1),)
@@ -189,4 +198,6 @@ _GRAPHS: Mapping[str, Callable[..., tuple[Array, ...]]] = {
     "rlg_auto": lambda noise: (_project(noise, DIMS["rlg_auto.dim"]),),
     "rlg_diffuser": lambda noise: (_project(noise, DIMS["rlg_diffuser.dim"]),),
     "detector": _detector,
+    "aligner": lambda mel: _hear(mel, -(-mel.shape[2] // ALIGNER_STRIDE)),
+    "wav2vec2": lambda wav: _hear(wav, max(0, (wav.shape[1] - 400) // DIMS["wav2vec2.stride"] + 1)),
 }

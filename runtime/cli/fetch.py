@@ -26,10 +26,20 @@ from .voices import report
     metavar="URL",
     help="Where the files are, a folder's https address: a mirror of your own. [default: that of the original]",
 )
+@click.option(
+    "--aligner",
+    is_flag=True,
+    help="Get the aligner instead (1.3 GB), which finds words in sound: for text in [brackets], --check and --words.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.pass_context
 def fetch(
-    ctx: click.Context, files: tuple[str, ...], output: Path | None, source: str | None, quiet: bool
+    ctx: click.Context,
+    files: tuple[str, ...],
+    output: Path | None,
+    source: str | None,
+    aligner: bool,
+    quiet: bool,
 ) -> None:
     """Download TorToiSe's checkpoints (4 GB in all) and its tokenizer, to export an engine from; or its voices.
 
@@ -45,6 +55,7 @@ def fetch(
     tortoise-rt fetch
     tortoise-rt fetch autoregressive.pth hifidecoder.pth tokenizer.json     # the fast decoder alone
     tortoise-rt fetch voices
+    tortoise-rt fetch --aligner     # into the folder wav2vec2 beside them; export takes it along
     """
     if "voices" in files:
         if len(files) > 1 or output is not None:
@@ -52,19 +63,23 @@ def fetch(
         _fetch_voices(ctx, source, quiet)
         return
     from ..bundle import cache_folder
-    from ..fetch import SOURCE
+    from ..errors import FetchError
+    from ..fetch import SOURCE, fetch_aligner
     from ..fetch import fetch as download
 
+    if aligner and files:
+        raise FetchError(f"--aligner gets the aligner's files alone: leave {', '.join(files)} out")
     folder = output or cache_folder() / "checkpoints"
     notes: list[str] = []
     with Bar(not quiet) as bar:
-        paths = download(
-            folder,
-            files,
-            source or SOURCE,
-            lambda name, done, total: bar(f"{name} (MB)", done // 10**6, -(-total // 10**6)),
-            notes.append,
-        )
+
+        def show(name: str, done: int, total: int) -> None:
+            bar(f"{name} (MB)", done // 10**6, -(-total // 10**6))
+
+        if aligner:
+            paths = fetch_aligner(folder, source, show, notes.append)
+        else:
+            paths = download(folder, files, source or SOURCE, show, notes.append)
     if not quiet:
         for note in notes:
             click.echo(f"Note: {note}", err=True)

@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,15 @@ MAX_TEXT_BYTES = 1 << 20  #: read from standard input; far above what one clip c
 @click.option(
     "--no-redaction",
     is_flag=True,
-    help="Speak words in [brackets] too. (Taking them out of the audio is not available in this version.)",
+    help="Leave words in [brackets] in the sound. Otherwise they are spoken, so that they steer how the rest is said, and "
+    "cut out, which takes an engine with an aligner.",
+)
+@click.option(
+    "--words",
+    "words_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where to write when each word is spoken, as the aligner hears it: .srt, .vtt or .json. For K candidates: NAME_0 ...",
 )
 @click.option("--no-mark", is_flag=True, help="Do not mark the file as synthetic speech in its metadata.")
 @click.option(
@@ -92,6 +101,7 @@ def say(
     tokenizer: Path | None,
     basic_cleaners: bool,
     no_redaction: bool,
+    words_file: Path | None,
     no_mark: bool,
     debug_state: Path | None,
     explain: bool,
@@ -111,11 +121,18 @@ def say(
     \b
     tortoise-rt say "Hello there." -o hello.wav
     tortoise-rt say --voice my_clips/ --preset standard --seed 7 -o hello.wav "Hello there."
+    tortoise-rt say "[I am so sad,] please feed me." -o feed.wav
+    tortoise-rt say --check --words hello.srt -o hello.wav "Hello there."
     cat book.txt | tortoise-rt say --stream - -o - | ffplay -nodisp -autoexit -
     """
     options.set_up_log(quiet, verbose)
     stream = stream or str(output) == "-"
     check_stream_options(stream, output, raw, chunk=chunk, first_chunk=first_chunk, pause=pause)
+    settings["enable_redaction"] = not no_redaction
+    if words_file is not None:
+        check_words_file(words_file, stream)
+        if not settings["check"]:  # heard, and left as it is
+            settings |= {"check": True, "max_retries": 0}
     live = stream and text == ("-",) and not explain
     words = "" if live else read_text(text)
     if not stream:
@@ -125,26 +142,30 @@ def say(
 
     from ..audio import write_wav
     from ..autoregressive import ROWS
+    from ..checking import retried
     from ..debug_state import check_folder, save_debug_state
     from ..defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for, settings_origins
     from ..explain import describe_voice
     from ..explain import explain as explain_request
     from ..pipeline import Pipeline, check_seed
     from ..reading import PAUSE, Reader
+    from ..redaction import check as check_brackets
     from ..rng import fresh_seed
     from ..scheduler import Scheduler
     from ..sentences import Sentence, cut
     from ..sinks import synthetic_comment
     from ..text import Tokenizer
-    from ..tts import check_brackets, checked_parts, choose_engine, choose_tokenizer, chunks_of
+    from ..tts import checked_parts, choose_engine, choose_tokenizer, chunks_of
     from ..voice import check_folders, load_voice
+    from ..word_times import write_words
 
     if debug_state is not None:
         if stream:
             raise OutputError("--debug-state needs a complete clip: leave --stream out")
         check_folder(debug_state)
     # Whatever can be wrong without an engine is found out before one is read, which may take minutes.
-    check_brackets(words, redaction=not no_redaction)
+    if not no_redaction and not live:
+        check_brackets(words)
     seed = fresh_seed() if seed is None else check_seed(seed)
     check_settings(preset, **settings)
     check_folders(voice_dirs)
@@ -163,7 +184,10 @@ def say(
     if voice is None:
         voice = default_voice(opened)
         speaker = load_voice(voice, voice_dirs, paths=False)
-    Pipeline(opened).check(speaker, chosen)
+    pipeline = Pipeline(opened, chosen_tokenizer)
+    pipeline.check(speaker, chosen)
+    if not live:
+        pipeline.prompt(words, chosen)
     if explain:
         origins = settings_origins(opened, preset, DEFAULT_PRESET, **settings)
         origins |= {
@@ -186,7 +210,7 @@ def say(
                 scheduler, speaker, chosen, seed,
                 chunks=chunks_of(chunk, first_chunk), pause=PAUSE if pause is None else pause,
             )  # fmt: skip
-            said = checked_parts(arriving_text(), not no_redaction) if live else words
+            said = checked_parts(arriving_text()) if live else words
             comment = synthetic_comment(not no_mark, f"seed {seed}")
             write_stream(said, reader, output, comment, raw=raw, as_json=as_json, quiet=quiet, seed=seed)
         return
@@ -197,20 +221,31 @@ def say(
         Bar(not quiet) as bar,
         Scheduler(opened, chosen_tokenizer, rows=chosen.ar.batch_rows or ROWS) as scheduler,
     ):
-        handle = scheduler.submit(words, speaker, chosen, seed)
-        for event in handle.events():
-            bar(*event)
-        result = handle.result()
+
+        def speak(seed: int) -> Result:
+            handle = scheduler.submit(words, speaker, chosen, seed)
+            for event in handle.events():
+                bar(*event)
+            return handle.result()
+
+        result = retried(speak, seed, chosen.max_retries)
     seconds = time.perf_counter() - start
     if debug_state is not None:
         save_debug_state(debug_state, result, opened)
     for path, wav in zip(paths, result.wavs, strict=True):
         write_wav(path, wav, synthetic=not no_mark, comment=f"seed {seed}")
+    if words_file is not None:
+        for path, spoken in zip(clip_paths(words_file, chosen.candidates), result.words, strict=True):
+            write_words(path, spoken)
     if as_json:
         click.echo(json_report(paths, result, seconds, load_seconds))
     elif not quiet:
         click.echo(report(paths, result, seconds))
-    if not result.complete and not quiet:
+    if not quiet:
+        for path, found in zip(paths, result.reports, strict=False):
+            if not found.ok:
+                click.echo(f"Warning: {path}: {'; '.join(found.problems)}", err=True)
+    if not result.complete and not result.reports and not quiet:
         click.echo(
             f"Warning: the voice did not stop by itself within {result.codes.shape[1]} codes, so words may be "
             "missing: shorten the text, raise --max-mel-tokens or try another --seed",
@@ -237,12 +272,13 @@ def read_text(words: tuple[str, ...]) -> str:
     return text.strip()
 
 
-def check_output(output: Path) -> None:
-    """Raise an OutputError when no clip can be written as ``output``."""
+def check_output(output: Path, suffixes: Collection[str] | None = None) -> None:
+    """Raise an OutputError when no clip, or no file of ``suffixes``, can be written as ``output``."""
     from ..audio import WRITABLE
 
-    if output.suffix.lower() not in WRITABLE:
-        raise OutputError(f"cannot write {output}: its suffix must be one of {', '.join(WRITABLE)}")
+    suffixes = WRITABLE if suffixes is None else suffixes
+    if output.suffix.lower() not in suffixes:
+        raise OutputError(f"cannot write {output}: its suffix must be one of {', '.join(suffixes)}")
     if output.is_dir():
         raise OutputError(f"{output} is a folder: give the name of a file")
     if not output.parent.is_dir():
@@ -252,6 +288,15 @@ def check_output(output: Path) -> None:
             pass
     except OSError as error:
         raise OutputError(f"the folder {output.parent} cannot be written: {error.strerror}") from None
+
+
+def check_words_file(path: Path, stream: bool) -> None:
+    """Raise an OutputError when no words can be written as ``path``, or none are known as it is a ``stream``."""
+    from ..word_times import FORMATS
+
+    if stream:
+        raise OutputError("--words needs a complete clip: leave --stream out")
+    check_output(path, FORMATS)
 
 
 def clip_paths(output: Path, count: int) -> list[Path]:
@@ -276,6 +321,7 @@ def json_report(paths: list[Path], result: Result, seconds: float, load_seconds:
             "seconds": round(seconds, 3),
             "load_seconds": round(load_seconds, 3),
             "stages": {stage: round(spent, 3) for stage, spent in result.seconds.items()},
+            **({"checks": [found.as_json() for found in result.reports]} if result.reports else {}),
         }
     )
 

@@ -144,6 +144,14 @@ settings_options = apply(
             help="Samples drawn at once; bounds memory, changes no result. [default: 16]",
         ),
         click.option(
+            "--check",
+            is_flag=True,
+            default=None,
+            help="Let an aligner compare each clip with the text: words missing, said twice or added, a tail, no stop. A bad "
+            "one is drawn again with the next seed, and the best is kept. Needs an engine with an aligner, as the demo is.",
+        ),
+        _number("--max-retries", kind=int, metavar="N", help="Of --check: how often at most. [default: 2]"),
+        click.option(
             "--kv-positions",
             type=_choose(KV_POSITIONS),
             help="upstream reproduces a position fault of TorToiSe's cache, for comparison. [default: trained]",

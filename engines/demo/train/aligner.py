@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tortoise_rt.export.models.aligner import STRIDE, SYMBOLS, Aligner
-from tortoise_rt.spec import AR_MELS, CODE_RATE, HOP, SAMPLE_RATE
+from tortoise_rt.export.models.aligner import Aligner
+from tortoise_rt.spec import ALIGNER_STRIDE, AR_MELS, CODE_RATE, HOP, SAMPLE_RATE, SYMBOLS
 from tortoise_rt.text import clean_english
 
 from . import hifigan, latents, loop, shards
@@ -28,7 +28,7 @@ DIM, BLOCKS, INNER, KERNEL = 128, 5, 256, 15
 SPACE = len(SYMBOLS) - 1
 HELD_OUT = 96  #: last rows of every voice, never trained on
 HELD_OUT_EVERY = 16  #: decoded sentences, of which one is never trained on
-OUTPUT_SECONDS = STRIDE * HOP / CODE_RATE
+OUTPUT_SECONDS = ALIGNER_STRIDE * HOP / CODE_RATE
 LENIENT = 1.2  #: outputs that a letter or a space may miss its word or gap by
 DECODED = 800  #: sentences of a voice that are heard from the fast decoder as well
 SHARE_DECODED = 0.3  #: of the batches
@@ -205,11 +205,11 @@ class Batch:
 def collate(rows: Sequence[Spoken]) -> Batch:
     frames = max(row.mel.shape[1] for row in rows)
     mel = torch.stack([F.pad(row.mel.float(), (0, frames - row.mel.shape[1]), value=SILENCE) for row in rows])
-    outputs = -(-frames // STRIDE)
+    outputs = -(-frames // ALIGNER_STRIDE)
     may = torch.from_numpy(np.stack([allowed(row, outputs) for row in rows]))
     return Batch(
         mel / mel_norms()[:AR_MELS, None],
-        torch.tensor([-(-row.mel.shape[1] // STRIDE) for row in rows]),
+        torch.tensor([-(-row.mel.shape[1] // ALIGNER_STRIDE) for row in rows]),
         torch.from_numpy(np.concatenate([row.symbols for row in rows])),
         torch.tensor([len(row.symbols) for row in rows]),
         may,

@@ -22,10 +22,11 @@ NETWORKS: Mapping[str, str] = {
     "clvp": "clvp",
     "diffusion": "diffusion",
     "univnet": "vocoder",
+    "aligner": "aligner",
 }
 NEEDED = ("autoregressive", "hifigan")  #: stages without which the demo does not speak
 #: stages whose networks the demo has
-SHIPPED = (*NEEDED, "clvp", "diffusion", "univnet")
+SHIPPED = (*NEEDED, "clvp", "diffusion", "univnet", "aligner")
 
 #: what tensors cannot tell, and what the demo takes where its user says nothing
 CONFIG: Mapping[str, Any] = {
