@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
 import re
@@ -10,7 +9,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from urllib.parse import quote, urlsplit
 from ._version import __version__
 from .bundle import Bundle, file_sha256, identity, remember_verified, remembered
 from .errors import FetchError, suggest
+from .output import locked_folder
 from .spec import CHECKPOINT_FILES
 
 #: The folder of the official files that the original's package downloads from (tortoise-tts 3.0.0, api_fast.py).
@@ -109,8 +109,15 @@ def _fetch_all(
     paths, reachable = [folder / name for name in sources], True
     try:
         folder.mkdir(parents=True, exist_ok=True)
+<<<<<<< HEAD
         with _locked(folder):
             for path, source in zip(paths, sources.values(), strict=True):
+=======
+        busy = FetchError(f"another process is downloading into {folder}: wait for it")
+        # Two runs would append to the same NAME.part.
+        with locked_folder(folder, busy):
+            for path in paths:
+>>>>>>> h_longform
                 try:
                     if not path.is_file():
                         _fetch(path, source, progress, note)
@@ -123,22 +130,6 @@ def _fetch_all(
     except OSError as error:
         raise FetchError(f"cannot read or write in {folder}: {error}") from error
     return [path for path in paths if path.is_file()]
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of ``folder``: two runs would append to the same NAME.part. Windows and NFS lock no folders."""
-    with contextlib.ExitStack() as held:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            number = os.open(folder, os.O_RDONLY)
-            held.callback(os.close, number)
-            try:
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FetchError(f"another process is downloading into {folder}: wait for it") from None
-        yield
 
 
 def _compare(path: Path, source: str, progress: Progress, note: Note) -> bool:

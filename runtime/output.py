@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .errors import OutputError
@@ -26,6 +26,7 @@ def complete_file(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         yield unfinished
+        _sync(unfinished)
         os.replace(unfinished, path)
     except (OSError, RuntimeError) as error:
         raise OutputError(
@@ -34,3 +35,25 @@ def complete_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Put a file on disk, or after a loss of power its new name could stand for nothing."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def locked_folder(folder: Path, busy: Exception) -> Iterator[None]:
+    """Holds the lock of ``folder``; raises ``busy`` where another process does. Windows and NFS lock no folders."""
+    with ExitStack() as held:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            number = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, number)
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise busy from None
+        yield

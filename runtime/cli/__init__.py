@@ -15,6 +15,7 @@ from .detect import detect
 from .doctor import doctor
 from .export import export
 from .fetch import fetch
+from .read import read
 from .replay import replay
 from .say import say
 from .verify import verify
@@ -63,5 +64,5 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (say, fetch, export, verify, voices, detect, replay, bench, doctor):
+for command in (say, read, fetch, export, verify, voices, detect, replay, bench, doctor):
     main.add_command(command)

@@ -63,7 +63,6 @@ def fetch(
         _fetch_voices(ctx, source, quiet)
         return
     from ..bundle import cache_folder
-    from ..errors import FetchError
     from ..fetch import SOURCE, fetch_aligner
     from ..fetch import fetch as download
 

@@ -1,0 +1,146 @@
+"""A document -> what each clip says, cut as the original's ``read`` cuts: about 200 characters, 300 at most."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from ..autoregressive import most_text_ids
+from ..engine import Engine
+from ..errors import TextError
+from ..pipeline import Pipeline
+from ..text import Tokenizer, split_and_recombine_text
+from .document import Chapter, Document
+
+MOST = 300  #: characters of a clip
+MARK = "|"  #: cuts a text where its writer wants it
+CLIP, PARAGRAPH, CHAPTER = "clip", "paragraph", "chapter"  #: what ends with a clip, the longest pause last
+ENDS = (CLIP, PARAGRAPH, CHAPTER)
+_WHOLE = re.compile(r"[.!?…:;,—–-][\"'”’»)\]*_]*$")  # a paragraph that a title would not end like
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What a clip says."""
+
+    text: str
+    speaker: str = ""  #: a name of the cast; "" is the narrator
+    chapter: int = 0  #: its number, from 0
+    ends: str = CLIP  #: what ends with it, one of ENDS
+
+
+@dataclass
+class _Stretch:
+    """Text of one voice that may be cut anywhere."""
+
+    speaker: str
+    paragraphs: list[str]
+    ends: str  #: what ends with it
+
+
+def fitting(engine: Engine, tokenizer: Tokenizer | None = None) -> Callable[[str], int]:
+    """How a text must be cut for ``engine``: -> in how many parts at least; 0 for one of which nothing can be said."""
+    pipeline, most = Pipeline(engine, tokenizer), most_text_ids(engine.dims)
+    return lambda text: -(-len(pipeline.encode(text)) // most)
+
+
+def plan(document: Document, fits: Callable[[str], int], cast: Collection[str] = ()) -> tuple[Passage, ...]:
+    """The clips of a document, in order.
+
+    Sentences are cut and joined as the original's ``split_and_recombine_text`` does, across paragraphs that end a
+    sentence; a title stands alone. "|" cuts where the writer wants: what lies between two is a clip unless it is too
+    long. A line that begins with a name of ``cast`` and a colon is that voice's, up to the next such line or the
+    paragraph's end; the name is not said. Brackets are not cut. Raises a TextError where nothing can be said.
+    """
+    passages: list[Passage] = []
+    for number, chapter in enumerate(document.chapters):
+        said = [p for stretch in _stretches(chapter, cast) for p in _cut(stretch, number, fits)]
+        if said:
+            said[-1] = replace(said[-1], ends=CHAPTER)
+        passages += said
+    if not passages:
+        raise TextError(f"{document.name}: there is nothing to say: the text is empty once cleaned")
+    return tuple(passages)
+
+
+def _stretches(chapter: Chapter, cast: Collection[str]) -> list[_Stretch]:
+    found: list[_Stretch] = []
+    for paragraph in chapter.paragraphs:
+        for speaker, text in _lines(paragraph, cast):
+            before = found[-1] if found else None
+            if before and before.speaker == speaker and _WHOLE.search(before.paragraphs[-1].rstrip()):
+                before.paragraphs.append(text)
+            else:
+                found.append(_Stretch(speaker, [text], CLIP))
+        if found:
+            found[-1].ends = PARAGRAPH
+    return found
+
+
+def _lines(paragraph: str, cast: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(speaker, text) of each part of a paragraph."""
+    if not cast:
+        yield "", paragraph
+        return
+    names = "|".join(map(re.escape, sorted(cast, key=len, reverse=True)))
+    parts = re.split(rf"^[^\S\n]*({names})[^\S\n]*:", paragraph, flags=re.MULTILINE)
+    for speaker, text in zip(["", *parts[1::2]], parts[::2], strict=True):
+        if text.strip():
+            yield speaker, text
+
+
+def _cut(stretch: _Stretch, chapter: int, fits: Callable[[str], int]) -> list[Passage]:
+    """The clips of a stretch. Where paragraphs end is told by their letters and digits, none of which is lost."""
+    ends, letters = set(), 0
+    for paragraph in stretch.paragraphs:
+        letters += _letters(paragraph)
+        ends.add(letters)
+    passages: list[Passage] = []
+    reached = 0
+    for piece in _pieces("\n".join(stretch.paragraphs)):
+        reached += _letters(piece)
+        end = CLIP if reached not in ends else stretch.ends if reached == letters else PARAGRAPH
+        parts = list(_fitted(piece, fits))
+        passages += [Passage(part, stretch.speaker, chapter) for part in parts]
+        if passages:  # a piece of which nothing can be said leaves its end to the one before
+            passages[-1] = replace(passages[-1], ends=max(passages[-1].ends, end, key=ENDS.index))
+    return passages
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalnum, text))
+
+
+def _pieces(text: str) -> Iterator[str]:
+    if MARK not in text:
+        yield from _whole_brackets(split_and_recombine_text(text))
+        return
+    for part in text.split(MARK):
+        words = " ".join(part.split())
+        yield from [words] if len(words) <= MOST else _whole_brackets(split_and_recombine_text(words))
+
+
+def _whole_brackets(pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces, joined where a "[" has its "]" in the next one."""
+    held = ""
+    for piece in pieces:
+        held = f"{held} {piece}" if held else piece
+        if held.rfind("[") <= held.rfind("]") or len(held) > MOST:
+            yield held
+            held = ""
+    if held:
+        yield held
+
+
+def _fitted(text: str, fits: Callable[[str], int]) -> Iterator[str]:
+    """The text, halved as often as its tokens are too many; nothing where there is nothing to say."""
+    parts = fits(text)
+    if parts == 1:
+        yield text
+    elif parts > 1:
+        middle = len(text) // 2
+        space = text.rfind(" ", 0, middle + 1)
+        at = space if space > 0 else max(1, middle)
+        yield from _fitted(text[:at].strip(), fits)
+        yield from _fitted(text[at:].strip(), fits)
