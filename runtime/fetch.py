@@ -109,15 +109,10 @@ def _fetch_all(
     paths, reachable = [folder / name for name in sources], True
     try:
         folder.mkdir(parents=True, exist_ok=True)
-<<<<<<< HEAD
-        with _locked(folder):
-            for path, source in zip(paths, sources.values(), strict=True):
-=======
         busy = FetchError(f"another process is downloading into {folder}: wait for it")
         # Two runs would append to the same NAME.part.
         with locked_folder(folder, busy):
-            for path in paths:
->>>>>>> h_longform
+            for path, source in zip(paths, sources.values(), strict=True):
                 try:
                     if not path.is_file():
                         _fetch(path, source, progress, note)
