@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tortoise_rt.alignment import best_path
 from tortoise_rt.export.models.aligner import Aligner
 from tortoise_rt.spec import ALIGNER_STRIDE, AR_MELS, CODE_RATE, HOP, SAMPLE_RATE, SYMBOLS
 from tortoise_rt.text import clean_english
@@ -319,22 +320,11 @@ def align(heard: np.ndarray, symbols: np.ndarray) -> np.ndarray:
     path[1::2] = symbols
     may_skip = np.zeros(len(path), bool)
     may_skip[3::2] = symbols[1:] != symbols[:-1]
-    score = np.full(len(path), -np.inf)
-    score[:2] = heard[0, path[:2]]
-    came = np.zeros((len(heard), len(path)), np.int64)
-    for i in range(1, len(heard)):
-        ways = np.stack([score, np.append(-np.inf, score[:-1]), np.append([-np.inf] * 2, score[:-2])])
-        ways[2, ~may_skip] = -np.inf
-        came[i] = ways.argmax(0)
-        score = ways.max(0) + heard[i, path]
-    at = len(path) - 1 - int(score[-2] > score[-1])
-    spans = np.full((len(symbols), 2), -1)
-    for i in range(len(heard) - 1, -1, -1):
-        if at % 2:
-            spans[at // 2, 0] = i
-            spans[at // 2, 1] = max(spans[at // 2, 1], i)
-        at -= came[i, at]
-    return spans
+    states = best_path(heard[:, path], may_skip)
+    if states is None:
+        raise ValueError(f"{len(heard)} outputs are too few for {len(symbols)} symbols")
+    own = np.arange(1, len(path), 2)
+    return np.stack([np.searchsorted(states, own), np.searchsorted(states, own, "right") - 1], 1)
 
 
 def word_times(heard: np.ndarray, symbols: np.ndarray) -> np.ndarray:
