@@ -198,12 +198,14 @@ def read(
     """
     options.set_up_log(quiet, verbose)
 
+    from .. import redaction
+    from ..alignment import require_aligner
     from ..defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for
     from ..longform import Book
     from ..longform.join import check_format
     from ..pipeline import check_seed
     from ..text import Tokenizer
-    from ..tts import check_brackets, choose_engine, choose_tokenizer
+    from ..tts import choose_engine, choose_tokenizer
     from ..voice import check_folders, load_voice
 
     # Whatever can be wrong without an engine is found out before one is read, which may take minutes.
@@ -214,14 +216,16 @@ def read(
     check_settings(preset, **settings)
     check_folders(voice_dirs)
     document = _document(textfile)
-    for chapter in document.chapters:
-        for paragraph in chapter.paragraphs:
-            check_brackets(paragraph, redaction=not no_redaction)
+    paragraphs = [paragraph for chapter in document.chapters for paragraph in chapter.paragraphs]
+    bracketed = not no_redaction and any([redaction.check(paragraph) for paragraph in paragraphs])
     speakers = {name: load_voice(spec, voice_dirs) for name, spec in cast.items()}
     speaker = None if voice is None else load_voice(voice, voice_dirs)
     if tokenizer is not None:
         Tokenizer(tokenizer)
     opened = choose_engine(engine, checkpoints, backend, device, precision)
+    if bracketed:
+        require_aligner(opened)
+    settings["enable_redaction"] = not no_redaction
     chosen = settings_for(opened, preset, DEFAULT_PRESET, **settings)
     if voice is None:
         voice = default_voice(opened)
