@@ -199,7 +199,6 @@ def read(
     options.set_up_log(quiet, verbose)
 
     from .. import redaction
-    from ..alignment import require_aligner
     from ..defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for
     from ..longform import Book
     from ..longform.join import check_format
@@ -217,14 +216,15 @@ def read(
     check_folders(voice_dirs)
     document = _document(textfile)
     paragraphs = [paragraph for chapter in document.chapters for paragraph in chapter.paragraphs]
-    bracketed = not no_redaction and any([redaction.check(paragraph) for paragraph in paragraphs])
+    for paragraph in [] if no_redaction else paragraphs:
+        redaction.check(paragraph)
     speakers = {name: load_voice(spec, voice_dirs) for name, spec in cast.items()}
     speaker = None if voice is None else load_voice(voice, voice_dirs)
     if tokenizer is not None:
         Tokenizer(tokenizer)
     opened = choose_engine(engine, checkpoints, backend, device, precision)
-    if bracketed:
-        require_aligner(opened)
+    for paragraph in [] if no_redaction else paragraphs:
+        redaction.check(paragraph, opened)
     settings["enable_redaction"] = not no_redaction
     chosen = settings_for(opened, preset, DEFAULT_PRESET, **settings)
     if voice is None:
