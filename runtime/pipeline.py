@@ -50,11 +50,11 @@ class Result:
     stop_code: int
     seed: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)  #: time per stage
-    request: Request | None = None  #: what was asked for
     words: list[list[Word]] = field(default_factory=list)  #: where they are, if an aligner listened
     reports: list[checking.Report] = field(
         default_factory=list
     )  #: with the setting check: how the clips say the text
+    request: Request | None = None  #: what was asked for
 
     @property
     def audio_seconds(self) -> float:
@@ -177,7 +177,9 @@ class Pipeline:
         used = getattr(rand, "seed", None)
         clips = voice.clips if isinstance(voice, Voice) else ()
         request = Request(text if isinstance(text, str) else None, list(ids), settings, tuple(clips))
-        result = Result([], codes, scores, chosen, code_latents, [], latents, stop, used, seconds, request)
+        result = Result(
+            [], codes, scores, chosen, code_latents, [], latents, stop, used, seconds, request=request
+        )
         decode = self._hifigan if settings.decoder == "hifigan" else self._diffuse
         for number in range(len(chosen)):
             decode(result, number, settings, rand, progress)

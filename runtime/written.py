@@ -51,7 +51,7 @@ def _say_time(match: re.Match[str]) -> str:
     hour, minute, half = match.groups(default="")
     half = half and f" {half.strip()}"
     if minute == "00":
-        return hour + (half or (" o'clock" if 0 < int(hour) < 13 else " hundred"))
+        return hour + (half or (" o'clock" if int(hour) < 13 else " hundred"))
     return f"{hour}:{'oh ' if minute[0] == '0' else ''}{int(minute)}{half}"
 
 

@@ -237,6 +237,7 @@ def test_commands_of_later_versions_are_not_there() -> None:
         "doctor",
         "export",
         "fetch",
+        "read",
         "replay",
         "say",
         "verify",

@@ -56,12 +56,14 @@ def heard_words(transcript: str) -> Iterator[Sequence[Reading]]:
 
 
 def number_readings(digits: str) -> Sequence[Reading]:
-    """The ways to say a run of digits: as a number or a year, digit by digit, in pairs from the right; 0 may be "oh"."""
+    """The ways to say a run of digits: as a number or a year, digit by digit, in pairs from the right; 0 may be "oh", 00 a full hour's."""
     ways = [digits, " ".join(digits)]
     if len(digits) <= _LONGEST:
         pairs = re.sub(r"(?=(?:..)+$)", " ", digits)
         ways += [cardinal(int(digits)), re.sub(r"\b0(?=[0-9])", "0 ", pairs)]
     readings = [tuple(reference_words(way)) for way in ways]
+    if digits == "00":  # of a time
+        readings += [("o'clock",), ("hundred",), ()]
     with_oh = [tuple("oh" if word == "zero" else word for word in reading) for reading in readings]
     return list(dict.fromkeys(readings + with_oh))
 
