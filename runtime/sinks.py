@@ -112,6 +112,9 @@ class PipeSink:
         pass
 
 
+SLICE = SAMPLE_RATE // 20  #: samples that a loudspeaker is given at a time
+
+
 class PlayerSink:
     """The loudspeaker, by the package sounddevice. ``write`` waits while more than the device takes is in hand."""
 
@@ -135,7 +138,8 @@ class PlayerSink:
         return self
 
     def write(self, wav: Array) -> None:
-        self._stream.write(to_16_bits(wav))
+        for start in range(0, len(wav), SLICE):  # an interrupt is heard of between two
+            self._stream.write(to_16_bits(wav[start : start + SLICE]))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -174,6 +178,8 @@ def open_sink(output: Path | None, comment: str, *, raw: bool) -> Sink:
     if output is None:
         return PlayerSink()
     if str(output) == "-":
+        if sys.stdout is None:
+            raise OutputError("standard output is closed: write to a file (-o hello.wav)")
         return PipeSink(sys.stdout.buffer, comment, raw=raw)
     return FileSink(output, comment)
 

@@ -194,7 +194,7 @@ class TextToSpeech:
         It is said sentence by sentence, the first with the seed, each other with the next seed, and ``pause`` seconds
         of silence between them; with ``split`` off the text is one clip. What is said of a sentence is, joined, the
         clip that :meth:`tts` makes with its seed, one sample and the decoder "hifigan" (not with kv_positions="upstream"). Settings that ask for more
-        samples, or for diffusion, make pieces of whole sentences. A piece waits for ``stream_chunk_size`` codes; by
+        samples, or for diffusion, as a preset does, make pieces of whole sentences. A piece waits for ``stream_chunk_size`` codes; by
         default for as many as the listener has sound in hand for, 0 is all of a sentence; the first waits for
         ``first_chunk``, by default 8 or that size. ``overlap_wav_len`` is for comparison: it makes pieces as the original
         does, which decodes all so far for each and cross-fades over so many samples (1024 there, with pieces of 40).
@@ -202,7 +202,8 @@ class TextToSpeech:
         if settings.pop("k", 1) not in (1, None):
             raise SettingsError("a stream is one clip: leave k out, or use tts()")
         chunks = chunks_of(stream_chunk_size, first_chunk, overlap_wav_len)
-        chosen = self._settings(**{"num_autoregressive_samples": 1, "decoder": "hifigan", **settings})
+        quick = {} if settings.get("preset") else {"num_autoregressive_samples": 1, "decoder": "hifigan"}
+        chosen = self._settings(**{**quick, **settings})
         voice, seed = self._voice(voice_samples, conditioning_latents), _seed(use_deterministic_seed)
         reader = Reader(self.scheduler, voice, chosen, seed, chunks=chunks, pause=pause, split=split)
         tensors = any_tensor(voice_samples, conditioning_latents)

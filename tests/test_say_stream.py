@@ -171,7 +171,11 @@ def test_a_sound_device(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, rate: int, channels: int, dtype: str) -> None:
             assert (rate, channels, dtype) == (SAMPLE_RATE, 1, "int16")
 
-        write = staticmethod(played.write)
+        @staticmethod
+        def write(samples: bytes) -> None:
+            assert 0 < len(samples) <= 2 * SAMPLE_RATE // 20  # an interrupt waits for one of them at most
+            played.write(samples)
+
         start = staticmethod(lambda: calls.append("start"))
         stop = staticmethod(lambda: calls.append("stop"))
         abort = staticmethod(lambda: calls.append("abort"))
@@ -191,6 +195,16 @@ def test_a_sound_device(monkeypatch: pytest.MonkeyPatch) -> None:
     module.RawOutputStream = refuse
     with pytest.raises(OutputError, match="no sound device can be opened"):
         sinks.PlayerSink()
+
+
+@pytest.mark.parametrize(
+    ("closed", "text", "said"),
+    [(">&-", "hello", "standard output is closed"), ("<&-", "-", "standard input is closed")],
+)
+def test_closed_descriptors(closed: str, text: str, said: str) -> None:
+    command = f'"{sys.executable}" -m tortoise_rt say --stream {text} -o - {closed}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_header_of_a_pipe() -> None:

@@ -107,6 +107,16 @@ def test_a_stream_is_the_clip_in_pieces(speaker: TextToSpeech) -> None:
     np.testing.assert_allclose(piece, whole, atol=1e-5)
 
 
+def test_a_preset_decides_what_a_stream_is(speaker: TextToSpeech) -> None:
+    arguments: dict[str, Any] = {
+        "preset": "ultra_fast",
+        "diffusion_iterations": 2,
+        "use_deterministic_seed": 1,
+    }
+    (piece,) = speaker.tts_stream(TEXT, **arguments)
+    np.testing.assert_allclose(piece, speaker.tts(TEXT, **arguments)[0, 0], atol=1e-5)
+
+
 def test_a_stream_takes_text_as_it_comes(speaker: TextToSpeech) -> None:
     arguments: dict[str, Any] = {"use_deterministic_seed": 1, "pause": 0.1}
     words = (word + " " for word in ["One", "two.", "Three", "four."])

@@ -24,6 +24,8 @@ BROKEN_PIPE = 141  #: exit code of programs whose reader has gone: 128 + SIGPIPE
 
 def arriving_text() -> Iterator[str]:
     """Standard input as it comes."""
+    if sys.stdin is None:
+        raise TextError("standard input is closed: give the text, or a pipe that has it")
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     try:
         while data := os.read(sys.stdin.fileno(), READ_BYTES):
