@@ -25,7 +25,7 @@ WINDOW = 384  #: frames vocoded at a time, 4 s
 UNIVNET_HALO = (
     16  #: frames that UnivNet sees to either side: its kernel predictor 9 of mel, the rest through samples
 )
-HIFIGAN_HALO = 14  #: frames of latents that HiFi-GAN sees, with the official kernels and dilations
+HIFIGAN_HALO = 13  #: frames of latents that HiFi-GAN sees, with the official kernels and dilations
 
 
 def univnet(engine: Engine, mel: Array, noise: Array) -> Array:

@@ -30,7 +30,7 @@ def margins(
     for kernel, factor in zip(reversed(upsample_kernels), reversed(upsample_factors), strict=True):
         # An input reaches the outputs from factor * its place - padding on, a kernel's length of them.
         padding = (kernel - factor) // 2
-        margin = -(-(margin + reach + kernel - 1 - padding) // factor)
+        margin = (margin + reach + kernel - 1 - padding) // factor
         found.append(margin)
     return found[::-1]
 
