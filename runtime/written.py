@@ -106,7 +106,7 @@ _RULES: tuple[tuple[re.Pattern[str], Say], ...] = tuple(
         (r"(?<=[0-9])(st|nd|rd|th)-(?=[0-9]{1,9}(?:st|nd|rd|th)\b)", r"\1 to "),
         # -5, (-7), -$5; not 3 -2
         (rf"(?:(?<=^)|(?<=[\s(\[=<>,:]))(?<![0-9]\s)-(?={_MONEY_SIGN}?\.?[0-9])", "minus "),
-        (rf"(?<=[A-Za-z])(?={_MONEY_SIGN}[0-9])", " "),  # US$5
+        (rf"(?<=[A-Za-z0-9.,])(?={_MONEY_SIGN}[0-9.,])", " "),  # US$5; 2$5 is not 25
         # $3.5M
         (
             rf"({_MONEY_SIGN}[0-9][0-9.,]*)(?:([kKmMbBtT])|([mMbBtT])[nN])(?![A-Za-z0-9])",

@@ -113,6 +113,7 @@ def test_written_forms_as_recorded_or_mended(row: dict[str, str]) -> None:
         ("Ft. Lauderdale, 5ft.", "fort lauderdale, five feet."),
         ("rev.dr.smith of dr.com, me@st.com", "reverend doctor smith of doctor com, me@st.com"),
         ("ᴛɪɴʏ 🅑🅘🅖 Ⱡ", "tiny big l"),
+        ("2$5, 0£1, 1.$5", "two five dollars, zero one pound, one. five dollars"),
         ("❶ b, ⓿", "one b, zero"),
     ],
 )
