@@ -26,6 +26,7 @@ MISSING = 10.0  #: how much likelier, in nats, a clip is without a word that is 
 ADDED = (
     4.0  #: how much likelier letters are than silence in a gap, in nats, where they are heard; of silence 2
 )
+FEWEST_LETTERS = 2  #: that are an addition: a single one is a sound that was misheard
 SUSPECT = 0.25  #: confidence of a word below which it may be missing
 MOST_MISSING = 8  #: words looked for: a clip that lacks as many is bad enough
 
@@ -115,12 +116,15 @@ def _with_added(report: Report, heard: Heard, spelt: Sequence[Spelt], path: Trac
         if added.sum() <= ADDED:
             continue
         (outputs,) = np.nonzero(added)
+        sound = heard.reading(outputs[0], outputs[-1] + 1)
         if number >= 0 and _gain_of_twice(heard, spelt, number, path) > added.sum() / 2:
             repeated.append(spelt[number].text)
+        elif len(sound.replace(" ", "")) < FEWEST_LETTERS:
+            continue
         elif number == len(spelt) - 1:
-            tail = heard.reading(outputs[0], outputs[-1] + 1)
+            tail = sound
         else:
-            extra.append(heard.reading(outputs[0], outputs[-1] + 1))
+            extra.append(sound)
     return replace(report, repeated=tuple(repeated), extra=tuple(extra), tail=tail)
 
 

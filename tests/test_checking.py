@@ -67,6 +67,10 @@ def test_what_is_wrong_is_named(said: str, found: dict[str, object]) -> None:
     )
 
 
+def test_a_single_letter_too_many_is_misheard() -> None:
+    assert report_of(spoken("the small t dog ran away")).ok
+
+
 def test_several_words_may_be_missing() -> None:
     report = report_of(spoken("the dog ran from home today"), "the small dog ran away from home today")
     assert report.missing == ("small", "away") and not report.extra and not report.tail
@@ -116,7 +120,7 @@ def result_of(*reports: Report, name: float = 0.0) -> Result:
     return Result(
         [np.full(1, name + n, np.float32) for n in range(count)], np.full((count, 3), name, np.int64), np.zeros(count),
         np.arange(count), [np.zeros(1)] * count, [], VoiceLatents(np.ones(2)), 9, 5, {"sampling": 1.0},
-        [[] for _ in reports], list(reports),
+        words=[[] for _ in reports], reports=list(reports),
     )  # fmt: skip
 
 
