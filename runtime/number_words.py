@@ -168,12 +168,8 @@ def _join_groups(match: re.Match[str]) -> str:
 
 
 def _split_money(match: re.Match[str]) -> str:
-    """An amount as digits and units, for the later passes to say: "$1.50" -> "1 dollar, 50 cents"; apart from digits before."""
-    apart = " " if match.string[: match.start()][-1:].isdigit() else ""
-    return apart + _amount(*match.groups())
-
-
-def _amount(sign: str, amount: str, scale: str | None) -> str:
+    """An amount as digits and units, for the later passes to say: "$1.50" -> "1 dollar, 50 cents"."""
+    sign, amount, scale = match.groups()
     one, many, one_hundredth, hundredths = CURRENCIES[sign]
     whole, *fractions = amount.replace(",", "").split(".")
     if len(fractions) > 1:
