@@ -121,6 +121,12 @@ def _cast(context: click.Context, option: click.Parameter, given: tuple[str, ...
     is_flag=True,
     help="Join to a file for each chapter, chapter_01 and so on, instead of one.",
 )
+@click.option(
+    "--clip-length",
+    type=int,
+    metavar="N",
+    help="Characters of a clip, about; half as many more at most. [default: the engine's, else 200]",
+)
 @click.option("--pause", type=float, metavar="S", help="Seconds of silence between clips. [default: 0.25]")
 @click.option(
     "--paragraph-pause",
@@ -164,6 +170,7 @@ def read(
     takes: dict[int, int],
     suffix: str,
     by_chapter: bool,
+    clip_length: int | None,
     pause: float | None,
     paragraph_pause: float | None,
     chapter_pause: float | None,
@@ -188,7 +195,7 @@ def read(
     TEXTFILE is plain text, Markdown (.md) or an EPUB (.epub), whose chapters are kept; "-" is plain text from standard
     input. Whatever ends it, the same command goes on: clips that are in the folder are not made again.
 
-    Sentences are cut and joined to about 200 characters, 300 at most; a "|" in the text cuts where you want.
+    Sentences are cut and joined to about 200 characters a clip; a "|" in the text cuts where you want.
 
     \b
     tortoise-rt read book.txt -o book/ --voice alice --preset fast
@@ -237,7 +244,7 @@ def read(
     start = time.perf_counter()
     with Book(
         output, document, opened, speaker, chosen, seed, cast=speakers,
-        tokenizer=choose_tokenizer(opened, tokenizer, basic_cleaners), update=update,
+        tokenizer=choose_tokenizer(opened, tokenizer, basic_cleaners), length=clip_length, update=update,
     ) as book, Bar(not quiet) as bar:  # fmt: skip
         book.again(regenerate)
         book.choose(takes)

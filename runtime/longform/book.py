@@ -22,7 +22,7 @@ from ..audio import write_wav
 from ..autoregressive import ROWS
 from ..bundle import file_sha256
 from ..conditioning import resolve
-from ..config import Settings
+from ..config import Settings, check_number
 from ..engine import Engine
 from ..errors import OutputError, SettingsError, TortoiseError
 from ..output import locked_folder
@@ -36,9 +36,10 @@ from . import manifest as manifests
 from .document import Document
 from .join import Joined, Joining, Progress, Sound, check_format, gains, join, loudness, read_clip
 from .manifest import Clip, Manifest
-from .plan import fitting, plan
+from .plan import LENGTH, fitting, plan
 
 CLIPS = "clips"
+LENGTHS = (20, 1000)  #: characters of a clip, about, at least and at most
 IN_FLIGHT = 4  #: clips that are made at a time
 CUT_OFF = "did not end by itself"  #: in the comment of a clip that reached the limit of codes
 _OURS = re.compile(r"\d{4,}-([0-9a-f]{16}(?:\.\d+)?)\.wav")
@@ -65,12 +66,13 @@ class Book:
         *,
         cast: Mapping[str, AnyVoice] | None = None,
         tokenizer: Tokenizer | None = None,
+        length: int | None = None,
         update: bool = False,
     ) -> None:
         """Begin a reading, or go on with the one in ``folder``, which is created where its parent exists.
 
         ``cast``: voices of lines that begin with a name and a colon. ``seed``: that of the folder's reading, else a fresh
-        one. Where the folder's reading differs, an OutputError says in what; with ``update`` clips that say the same
+        one. ``length``: characters of a clip, about; by default what the engine says well, else the original's 200. Where the folder's reading differs, an OutputError says in what; with ``update`` clips that say the same
         stay, and the others are made anew.
         """
         self.folder, self._engine, self._settings = Path(folder), engine, settings
@@ -79,6 +81,8 @@ class Book:
         self._voices: dict[str, AnyVoice] = {"": voice, **(cast or {})}
         for speaker in self._voices.values():
             pipeline.check(speaker, settings)
+        length = engine.info.defaults.get("clip_length", LENGTH) if length is None else length
+        self._length = check_number("clip_length", length, *LENGTHS, integer=True)
         self._prepare()
         with ExitStack() as held:
             held.enter_context(
@@ -231,7 +235,9 @@ class Book:
             )
 
     def _planned(self, document: Document, seed: int) -> Manifest:
-        passages = plan(document, fitting(self._engine, self._tokenizer), set(self._voices) - {""})
+        passages = plan(
+            document, fitting(self._engine, self._tokenizer), set(self._voices) - {""}, self._length
+        )
         text = json.dumps([[chapter.title, chapter.paragraphs] for chapter in document.chapters])
         return Manifest(
             text={"name": document.name, "sha256": hashlib.sha256(text.encode()).hexdigest()},

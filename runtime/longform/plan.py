@@ -1,4 +1,4 @@
-"""A document -> what each clip says, cut as the original's ``read`` cuts: about 200 characters, 300 at most."""
+"""A document -> what each clip says, cut as the original's ``read`` cuts: about 200 characters, half as many more at most."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from ..pipeline import Pipeline
 from ..text import Tokenizer, split_and_recombine_text
 from .document import Chapter, Document
 
-MOST = 300  #: characters of a clip
+LENGTH = 200  #: characters of a clip, about; the original's
+MOST = 1.5  #: times as many at most
 MARK = "|"  #: cuts a text where its writer wants it
 CLIP, PARAGRAPH, CHAPTER = "clip", "paragraph", "chapter"  #: what ends with a clip, the longest pause last
 ENDS = (CLIP, PARAGRAPH, CHAPTER)
-_WHOLE = re.compile(r"[.!?…:;,—–-][\"'”’»)\]*_]*$")  # a paragraph that a title would not end like
+_WHOLE = re.compile(r"[.!?…:;,—–-][\"'”’»)\]*_]*$")
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,20 @@ def fitting(engine: Engine, tokenizer: Tokenizer | None = None) -> Callable[[str
     return lambda text: -(-len(pipeline.encode(text)) // most)
 
 
-def plan(document: Document, fits: Callable[[str], int], cast: Collection[str] = ()) -> tuple[Passage, ...]:
+def plan(
+    document: Document, fits: Callable[[str], int], cast: Collection[str] = (), length: int = LENGTH
+) -> tuple[Passage, ...]:
     """The clips of a document, in order.
 
-    Sentences are cut and joined as the original's ``split_and_recombine_text`` does, across paragraphs that end a
-    sentence; a title stands alone. "|" cuts where the writer wants: what lies between two is a clip unless it is too
-    long. A line that begins with a name of ``cast`` and a colon is that voice's, up to the next such line or the
-    paragraph's end; the name is not said. Brackets are not cut. Raises a TextError where nothing can be said.
+    Sentences are cut and joined as the original's ``split_and_recombine_text`` does, to about ``length`` characters,
+    across paragraphs that end a sentence and close their quotations; a title stands alone. "|" cuts where the writer
+    wants: what lies between two is a clip unless it is too long. A line that begins with a name of ``cast`` and a colon
+    is that voice's, up to the next such line or the paragraph's end; the name is not said. Brackets are not cut.
+    Raises a TextError where nothing can be said.
     """
     passages: list[Passage] = []
     for number, chapter in enumerate(document.chapters):
-        said = [p for stretch in _stretches(chapter, cast) for p in _cut(stretch, number, fits)]
+        said = [p for stretch in _stretches(chapter, cast) for p in _cut(stretch, number, fits, length)]
         if said:
             said[-1] = replace(said[-1], ends=CHAPTER)
         passages += said
@@ -69,13 +73,18 @@ def _stretches(chapter: Chapter, cast: Collection[str]) -> list[_Stretch]:
     for paragraph in chapter.paragraphs:
         for speaker, text in _lines(paragraph, cast):
             before = found[-1] if found else None
-            if before and before.speaker == speaker and _WHOLE.search(before.paragraphs[-1].rstrip()):
+            if before and before.speaker == speaker and _whole(before.paragraphs[-1]):
                 before.paragraphs.append(text)
             else:
                 found.append(_Stretch(speaker, [text], CLIP))
         if found:
             found[-1].ends = PARAGRAPH
     return found
+
+
+def _whole(paragraph: str) -> bool:
+    """Whether it ends a sentence, as titles do not, and no quotation stays open, as none can be told from text behind it."""
+    return bool(_WHOLE.search(paragraph.rstrip())) and sum(map(paragraph.count, '"“”')) % 2 == 0
 
 
 def _lines(paragraph: str, cast: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -90,7 +99,7 @@ def _lines(paragraph: str, cast: Collection[str]) -> Iterator[tuple[str, str]]:
             yield speaker, text
 
 
-def _cut(stretch: _Stretch, chapter: int, fits: Callable[[str], int]) -> list[Passage]:
+def _cut(stretch: _Stretch, chapter: int, fits: Callable[[str], int], length: int) -> list[Passage]:
     """The clips of a stretch. Where paragraphs end is told by their letters and digits, none of which is lost."""
     ends, letters = set(), 0
     for paragraph in stretch.paragraphs:
@@ -98,7 +107,7 @@ def _cut(stretch: _Stretch, chapter: int, fits: Callable[[str], int]) -> list[Pa
         ends.add(letters)
     passages: list[Passage] = []
     reached = 0
-    for piece in _pieces("\n".join(stretch.paragraphs)):
+    for piece in _pieces("\n".join(stretch.paragraphs), length):
         reached += _letters(piece)
         end = CLIP if reached not in ends else stretch.ends if reached == letters else PARAGRAPH
         parts = list(_fitted(piece, fits))
@@ -112,21 +121,22 @@ def _letters(text: str) -> int:
     return sum(map(str.isalnum, text))
 
 
-def _pieces(text: str) -> Iterator[str]:
-    if MARK not in text:
-        yield from _whole_brackets(split_and_recombine_text(text))
-        return
+def _pieces(text: str, length: int) -> Iterator[str]:
+    most = int(MOST * length)
     for part in text.split(MARK):
         words = " ".join(part.split())
-        yield from [words] if len(words) <= MOST else _whole_brackets(split_and_recombine_text(words))
+        if MARK in text and len(words) <= most:
+            yield words
+        else:
+            yield from _whole_brackets(split_and_recombine_text(words, length, most), most)
 
 
-def _whole_brackets(pieces: Iterable[str]) -> Iterator[str]:
+def _whole_brackets(pieces: Iterable[str], most: int) -> Iterator[str]:
     """The pieces, joined where a "[" has its "]" in the next one."""
     held = ""
     for piece in pieces:
         held = f"{held} {piece}" if held else piece
-        if held.rfind("[") <= held.rfind("]") or len(held) > MOST:
+        if held.rfind("[") <= held.rfind("]") or len(held) > most:
             yield held
             held = ""
     if held:

@@ -40,7 +40,7 @@ CONFIG: Mapping[str, Any] = {
         "upsample_factors": hifigan.UPSAMPLE_FACTORS,
         "resblock_dilation_sizes": hifigan.BLOCK_DILATIONS,
     },
-    "defaults": {"decoder": "hifigan", "voice": "alto", "num_autoregressive_samples": 1},
+    "defaults": {"decoder": "hifigan", "voice": "alto", "num_autoregressive_samples": 1, "clip_length": 100},
     "notice": "a small model for a first try",
 }
 
