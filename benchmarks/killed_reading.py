@@ -57,7 +57,18 @@ def check(kills: int, sentences: int, options: Sequence[str], seed: int) -> dict
     with tempfile.TemporaryDirectory() as work:
         text, whole, folder = (Path(work) / name for name in ("book.txt", "whole", "killed"))
         text.write_text(book(sentences), "utf-8")
-        command = [sys.executable, "-m", "tortoise_rt", "read", str(text), "--seed", "7", "-q", *options, "-o"]
+        command = [
+            sys.executable,
+            "-m",
+            "tortoise_rt",
+            "read",
+            str(text),
+            "--seed",
+            "7",
+            "-q",
+            *options,
+            "-o",
+        ]
         began = time.monotonic()
         subprocess.run([*command, str(whole)], check=True)
         seconds, wanted = time.monotonic() - began, contents(whole)

@@ -96,8 +96,10 @@ class Book:
             self.manifest = self._planned(document, check_seed(seed))
             if before is not None:
                 self._go_on(before, update)
-            (self.folder / CLIPS).mkdir(exist_ok=True)
             self.manifest.save(self.folder)
+            (self.folder / CLIPS).mkdir(
+                exist_ok=True
+            )  # last: a folder with anything in it and no manifest is refused
             self._place()
             self._held = held.pop_all()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -23,6 +24,15 @@ MAX_ENTRIES = 20_000  #: of the archive
 MAX_BYTES = 64 << 20  #: of all documents together, unpacked
 CONTAINER = "META-INF/container.xml"
 ENCRYPTION = "META-INF/encryption.xml"
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+)  #: what zipfile raises
 _DOCUMENTS = ("application/xhtml+xml", "text/html")
 _PARAGRAPH = re.compile(
     "address|article|aside|blockquote|body|caption|center|d[dlt]|div|figcaption|figure|footer|h[1-6]|header|hr|li|main|ol|"
@@ -53,7 +63,9 @@ def read_epub(path: Path) -> list[Chapter]:
             if len(archive.infolist()) > MAX_ENTRIES:
                 raise TextError(f"{path} holds over {MAX_ENTRIES} files: it is no book that can be read")
             return list(_chapters(_Archive(archive, path)))
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except TextError:
+        raise
+    except _DAMAGE as error:
         raise TextError(f"{path} is not a sound EPUB ({error}): convert it, or give its text") from None
 
 
@@ -64,8 +76,13 @@ class _Archive:
         self.path, self._archive, self._left = path, archive, MAX_BYTES
 
     def read(self, name: str) -> bytes:
-        if name not in self._archive.NameToInfo:
+        entry = self._archive.NameToInfo.get(name)
+        if entry is None:
             raise TextError(f"{self.path} lacks {name}: it is damaged; convert it, or give its text")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # all that an EPUB may have
+            raise TextError(
+                f"{self.path}: {name} is packed in a way that EPUBs do not have: convert the book"
+            )
         with self._archive.open(name) as file:
             data = file.read(self._left + 1)
         self._left -= len(data)
@@ -94,7 +111,8 @@ class _Archive:
         if ENCRYPTION not in self._archive.NameToInfo:
             return set()
         return {
-            unquote(element.get("URI", "")) for element in self.xml(ENCRYPTION).iter("{*}CipherReference")
+            unquote(element.get("URI", ""))
+            for element in self.xml(ENCRYPTION).iterfind(".//{*}CipherReference")
         }
 
 
