@@ -205,7 +205,6 @@ def read(
     """
     options.set_up_log(quiet, verbose)
 
-    from .. import redaction
     from ..defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for
     from ..longform import Book
     from ..longform.join import check_format
@@ -222,16 +221,11 @@ def read(
     check_settings(preset, **settings)
     check_folders(voice_dirs)
     document = _document(textfile)
-    paragraphs = [paragraph for chapter in document.chapters for paragraph in chapter.paragraphs]
-    for paragraph in [] if no_redaction else paragraphs:
-        redaction.check(paragraph)
     speakers = {name: load_voice(spec, voice_dirs) for name, spec in cast.items()}
     speaker = None if voice is None else load_voice(voice, voice_dirs)
     if tokenizer is not None:
         Tokenizer(tokenizer)
     opened = choose_engine(engine, checkpoints, backend, device, precision)
-    for paragraph in [] if no_redaction else paragraphs:
-        redaction.check(paragraph, opened)
     settings["enable_redaction"] = not no_redaction
     chosen = settings_for(opened, preset, DEFAULT_PRESET, **settings)
     if voice is None:
@@ -343,7 +337,7 @@ def _report(book: Book, made: int, joined: list[Joined], seconds: float, as_json
     if doubtful and not quiet:
         listed = ",".join(map(str, doubtful[:20]))
         click.echo(
-            f"Warning: {len(doubtful)} clips did not end by themselves, so words may be missing: listen to them in "
+            f"Warning: {len(doubtful)} clips may not say their text: listen to them in "
             f"{book.folder / 'clips'}, or make them anew: --regenerate {listed}",
             err=True,
         )

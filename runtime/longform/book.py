@@ -21,6 +21,7 @@ from types import TracebackType
 from ..audio import write_wav
 from ..autoregressive import ROWS
 from ..bundle import file_sha256
+from ..checking import retried
 from ..conditioning import resolve
 from ..config import Settings, check_number
 from ..engine import Engine
@@ -41,7 +42,9 @@ from .plan import LENGTH, fitting, plan
 CLIPS = "clips"
 LENGTHS = (20, 1000)  #: characters of a clip, about, at least and at most
 IN_FLIGHT = 4  #: clips that are made at a time
-CUT_OFF = "did not end by itself"  #: in the comment of a clip that reached the limit of codes
+DOUBTFUL = (
+    "may not say its text"  #: in the comment of a clip that did not end by itself, or was heard to be wrong
+)
 _OURS = re.compile(r"\d{4,}-([0-9a-f]{16}(?:\.\d+)?)\.wav")
 _UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.part")
 
@@ -129,8 +132,8 @@ class Book:
         return [self.folder / CLIPS / self.manifest.file_name(number, take) for take in takes]
 
     def doubtful(self) -> list[int]:
-        """Clips that did not end by themselves, so that words may be missing."""
-        return [number for number, clip in enumerate(self.manifest.clips) if not clip.complete]
+        """Clips that did not end by themselves, or that an aligner heard otherwise than they are written."""
+        return [number for number, clip in enumerate(self.manifest.clips) if not clip.sound]
 
     def again(self, numbers: Mapping[int, int | None]) -> None:
         """Have clips made anew, each with the seed given or a fresh one."""
@@ -314,12 +317,15 @@ class Book:
 
     def _make(self, number: int, scheduler: Scheduler, voices: Mapping[str, AnyVoice]) -> None:
         clip = self.manifest.clips[number]
-        passage = clip.passage
+        passage, voice = clip.passage, voices[clip.passage.speaker]
         try:
-            result = scheduler.submit(
-                passage.text, voices[passage.speaker], self._settings, clip.seed
-            ).result()
-            comment = f"seed {clip.seed}" + ("" if result.complete else f"; {CUT_OFF}")
+            result = retried(
+                lambda seed: scheduler.submit(passage.text, voice, self._settings, seed).result(),
+                clip.seed,
+                self._settings.max_retries,
+            )
+            sound = result.complete and all(report.ok for report in result.reports)
+            comment = f"seed {clip.seed}" + ("" if sound else f"; {DOUBTFUL}")
             for path, wav in zip(self.paths(number), result.wavs, strict=True):
                 write_wav(path, wav, comment=comment)
         except TortoiseError as error:
@@ -342,12 +348,12 @@ class Book:
                 clip.sha256 = [file_sha256(path) for path in paths]
                 facts = [_facts(path) for path in paths]
                 clip.seconds = [seconds for seconds, _ in facts]
-                clip.complete = not any(cut_off for _, cut_off in facts)
+                clip.sound = not any(doubtful for _, doubtful in facts)
 
 
 def _facts(path: Path) -> tuple[float, bool]:
-    """Seconds of a clip, and whether it was cut off."""
+    """Seconds of a clip, and whether it is doubtful."""
     import soundfile
 
     with soundfile.SoundFile(path) as file:
-        return round(file.frames / SAMPLE_RATE, 3), CUT_OFF in file.comment
+        return round(file.frames / SAMPLE_RATE, 3), DOUBTFUL in file.comment

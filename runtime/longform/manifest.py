@@ -34,11 +34,11 @@ class Clip:
     take: int = 0  #: the one that is joined
     sha256: list[str] = field(default_factory=list)  #: of the file of each take
     seconds: list[float] = field(default_factory=list)  #: their lengths
-    complete: bool = True  #: whether each ended by itself, rather than at the limit of codes
+    sound: bool = True  #: whether each ended by itself and, where it was checked, says its text
 
     def forget(self) -> None:
         """Its takes are to be made anew."""
-        self.take, self.sha256, self.seconds, self.complete = 0, [], [], True
+        self.take, self.sha256, self.seconds, self.sound = 0, [], [], True
 
 
 @dataclass

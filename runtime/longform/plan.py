@@ -10,6 +10,8 @@ from ..autoregressive import most_text_ids
 from ..engine import Engine
 from ..errors import TextError
 from ..pipeline import Pipeline
+from ..redaction import halves, whole_brackets
+from ..sentences import Sentence
 from ..text import Tokenizer, split_and_recombine_text
 from .document import Chapter, Document
 
@@ -18,6 +20,7 @@ MOST = 1.5  #: times as many at most
 MARK = "|"  #: cuts a text where its writer wants it
 CLIP, PARAGRAPH, CHAPTER = "clip", "paragraph", "chapter"  #: what ends with a clip, the longest pause last
 ENDS = (CLIP, PARAGRAPH, CHAPTER)
+_BRACKETED = re.compile(r"\[[^\[\]]*\]")
 _WHOLE = re.compile(r"[.!?…:;,—–-][\"'”’»)\]*_]*$")
 
 
@@ -47,19 +50,25 @@ def fitting(engine: Engine, tokenizer: Tokenizer | None = None) -> Callable[[str
 
 
 def plan(
-    document: Document, fits: Callable[[str], int], cast: Collection[str] = (), length: int = LENGTH
+    document: Document,
+    fits: Callable[[str], int],
+    cast: Collection[str] = (),
+    length: int = LENGTH,
+    brackets: bool = True,
 ) -> tuple[Passage, ...]:
     """The clips of a document, in order.
 
     Sentences are cut and joined as the original's ``split_and_recombine_text`` does, to about ``length`` characters,
     across paragraphs that end a sentence and close their quotations; a title stands alone. "|" cuts where the writer
     wants: what lies between two is a clip unless it is too long. A line that begins with a name of ``cast`` and a colon
-    is that voice's, up to the next such line or the paragraph's end; the name is not said. Brackets are not cut.
+    is that voice's, up to the next such line or the paragraph's end; the name is not said. With ``brackets`` they are not cut.
     Raises a TextError where nothing can be said.
     """
     passages: list[Passage] = []
     for number, chapter in enumerate(document.chapters):
-        said = [p for stretch in _stretches(chapter, cast) for p in _cut(stretch, number, fits, length)]
+        said = [
+            p for stretch in _stretches(chapter, cast) for p in _cut(stretch, number, fits, length, brackets)
+        ]
         if said:
             said[-1] = replace(said[-1], ends=CHAPTER)
         passages += said
@@ -99,7 +108,9 @@ def _lines(paragraph: str, cast: Collection[str]) -> Iterator[tuple[str, str]]:
             yield speaker, text
 
 
-def _cut(stretch: _Stretch, chapter: int, fits: Callable[[str], int], length: int) -> list[Passage]:
+def _cut(
+    stretch: _Stretch, chapter: int, fits: Callable[[str], int], length: int, brackets: bool
+) -> list[Passage]:
     """The clips of a stretch. Where paragraphs end is told by their letters and digits, none of which is lost."""
     ends, letters = set(), 0
     for paragraph in stretch.paragraphs:
@@ -107,7 +118,7 @@ def _cut(stretch: _Stretch, chapter: int, fits: Callable[[str], int], length: in
         ends.add(letters)
     passages: list[Passage] = []
     reached = 0
-    for piece in _pieces("\n".join(stretch.paragraphs), length):
+    for piece in _pieces("\n".join(stretch.paragraphs), length, brackets):
         reached += _letters(piece)
         end = CLIP if reached not in ends else stretch.ends if reached == letters else PARAGRAPH
         parts = list(_fitted(piece, fits))
@@ -121,26 +132,24 @@ def _letters(text: str) -> int:
     return sum(map(str.isalnum, text))
 
 
-def _pieces(text: str, length: int) -> Iterator[str]:
+def _pieces(text: str, length: int, brackets: bool) -> Iterator[str]:
     most = int(MOST * length)
     for part in text.split(MARK):
         words = " ".join(part.split())
         if MARK in text and len(words) <= most:
             yield words
+        elif brackets:
+            yield from _whole_brackets(split_and_recombine_text(words, length, most))
         else:
-            yield from _whole_brackets(split_and_recombine_text(words, length, most), most)
+            yield from split_and_recombine_text(words, length, most)
 
 
-def _whole_brackets(pieces: Iterable[str], most: int) -> Iterator[str]:
-    """The pieces, joined where a "[" has its "]" in the next one."""
-    held = ""
-    for piece in pieces:
-        held = f"{held} {piece}" if held else piece
-        if held.rfind("[") <= held.rfind("]") or len(held) > most:
-            yield held
-            held = ""
-    if held:
-        yield held
+def _whole_brackets(pieces: Iterable[str]) -> list[str]:
+    """The pieces, joined where brackets hold them together or one of them is all in brackets."""
+    joined = [sentence.text for sentence in whole_brackets(map(Sentence, pieces))]
+    if len(joined) > 1 and not _letters(_BRACKETED.sub("", joined[-1])):
+        joined[-2:] = [" ".join(joined[-2:])]
+    return joined
 
 
 def _fitted(text: str, fits: Callable[[str], int]) -> Iterator[str]:
@@ -152,5 +161,5 @@ def _fitted(text: str, fits: Callable[[str], int]) -> Iterator[str]:
         middle = len(text) // 2
         space = text.rfind(" ", 0, middle + 1)
         at = space if space > 0 else max(1, middle)
-        yield from _fitted(text[:at].strip(), fits)
-        yield from _fitted(text[at:].strip(), fits)
+        for half in halves(text, at):
+            yield from _fitted(half.strip(), fits)
