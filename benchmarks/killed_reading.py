@@ -1,6 +1,6 @@
 """``tortoise-rt read`` killed at random moments, until it is done: the result is that of a run that nobody kills.
 
-    python benchmarks/killed_reading.py [--kills 30] [--sentences 40] [--engine BUNDLE] [-o results.jsonl]
+    python benchmarks/killed_reading.py [--kills 30] [--sentences 40] [--engine BUNDLE] [--options '...'] [-o results.jsonl]
 
 Kills with SIGKILL, goes on with the same command, and begins another folder whenever one is done, until there were so
 many kills. Every file of every folder must be the undisturbed one's, byte for byte, and no clip may be made twice: one
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -103,12 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--sentences", type=int, default=40)
     parser.add_argument("--engine", help="a bundle [default: the demo]")
-    parser.add_argument("--backend", default="auto", help="as for read")
+    parser.add_argument("--options", default="", help="further ones of read, in quotes")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("-o", "--output", type=Path, help="append JSON lines to this file")
     chosen = parser.parse_args(arguments)
-    engine = ["--backend", chosen.backend, *(["--engine", chosen.engine] if chosen.engine else [])]
-    row = {"benchmark": "killed_reading", **check(chosen.kills, chosen.sentences, engine, chosen.seed)}
+    options = [*(["--engine", chosen.engine] if chosen.engine else []), *shlex.split(chosen.options)]
+    row = {"benchmark": "killed_reading", **check(chosen.kills, chosen.sentences, options, chosen.seed)}
     print(json.dumps(row))
     if chosen.output:
         with chosen.output.open("a") as file:

@@ -82,7 +82,7 @@ def _stretches(chapter: Chapter, cast: Collection[str]) -> list[_Stretch]:
     for paragraph in chapter.paragraphs:
         for speaker, text in _lines(paragraph, cast):
             before = found[-1] if found else None
-            if before and before.speaker == speaker and _whole(before.paragraphs[-1]):
+            if before and before.speaker == speaker and _whole(before.paragraphs[-1]) and _whole(text):
                 before.paragraphs.append(text)
             else:
                 found.append(_Stretch(speaker, [text], CLIP))
