@@ -421,6 +421,20 @@ def test_a_wav_beyond_four_gigabytes_has_long_lengths(
     assert soundfile.info(tmp_path / "book/combined.wav").format == "WAV"
 
 
+def test_subtitles_say_when_each_clip_is_heard(tmp_path: Path) -> None:
+    with open_book(tmp_path / "book", text="One boat.|Two <boats>.") as book:
+        book.render()
+        one, two = (len(joins.read_clip(book.paths(number)[0])) / SAMPLE_RATE for number in (0, 1))
+        book.join(joining=Joining(subtitles=".vtt", pause=0.5))
+    shown = (tmp_path / "book/combined.vtt").read_text()
+    assert shown == (
+        f"WEBVTT\n\n00:00:00.000 --> 00:00:00.{round(one * 1000):03}\nOne boat.\n\n"
+        f"00:00:01.{round(one * 1000) - 500:03} --> 00:00:01.{round((one + two) * 1000) - 500:03}\nTwo &lt;boats&gt;.\n\n"
+    )
+    with pytest.raises(SettingsError, match="unknown subtitles '.ass'"):
+        Joining(subtitles=".ass")
+
+
 def test_chapters_have_files_or_marks(tmp_path: Path) -> None:
     text = document("One boat.|Two boats.", "Three boats.")
     with open_book(tmp_path / "book", text=text) as book:

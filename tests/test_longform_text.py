@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from scheduling import TOKENIZER
 
 from tortoise_rt.backends.fake import FakeEngine
-from tortoise_rt.errors import TextError
+from tortoise_rt.errors import MissingDependency, TextError
 from tortoise_rt.longform import Chapter, Document, fitting, plan, read_document
 from tortoise_rt.longform import epub as epubs
 from tortoise_rt.longform.document import plain_document
@@ -38,7 +39,7 @@ def write_epub(path: Path, package: str, **files: str | bytes) -> Path:
     return path
 
 
-def package(*documents: tuple[str, str], prefix: str = "") -> str:
+def book_package(*documents: tuple[str, str], prefix: str = "") -> str:
     """An OPF whose spine is the documents: (href, further attributes of its item)."""
     items = "".join(
         f'<item id="i{n}" href="{href}" media-type="application/xhtml+xml" {more}/>'
@@ -197,6 +198,17 @@ def test_texts_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         read_document(tmp_path / "a.txt")
 
 
+@pytest.mark.parametrize(("name", "package"), [("a.md", "markdown_it"), ("a.epub", "defusedxml")])
+def test_packages_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
+) -> None:
+    (tmp_path / "a.md").write_text("One.")
+    write_epub(tmp_path / "a.epub", "")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependency, match=r"pip install 'tortoise-rt\[books\]'"):
+        read_document(tmp_path / name)
+
+
 def test_markdown_keeps_chapters(tmp_path: Path) -> None:
     pytest.importorskip("markdown_it")
     path = tmp_path / "a.md"
@@ -216,7 +228,7 @@ def test_epub_keeps_chapters(tmp_path: Path) -> None:
     pytest.importorskip("defusedxml")
     path = write_epub(
         tmp_path / "a.epub",
-        package(("nav.xhtml", 'properties="nav"'), ("text/one%20two.xhtml", ""), ("plain.html", "")),
+        book_package(("nav.xhtml", 'properties="nav"'), ("text/one%20two.xhtml", ""), ("plain.html", "")),
         **{
             "OEBPS/nav.xhtml": "<html><body>Contents</body></html>",
             "OEBPS/text/one two.xhtml": (
@@ -242,12 +254,12 @@ BOMB = '<!DOCTYPE p [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;"
 @pytest.mark.parametrize(
     ("spine", "files", "problem"),
     [
-        (package(("one.xhtml", "")), {}, "lacks OEBPS/one.xhtml"),
-        (package(("../../../etc/passwd", "")), {}, "lacks ../../etc/passwd"),
-        (package(("one.xhtml", ""), prefix=BOMB), {}, "not sound XML"),
+        (book_package(("one.xhtml", "")), {}, "lacks OEBPS/one.xhtml"),
+        (book_package(("../../../etc/passwd", "")), {}, "lacks ../../etc/passwd"),
+        (book_package(("one.xhtml", ""), prefix=BOMB), {}, "not sound XML"),
         ("<package", {}, "not sound XML"),
         (
-            package(("one.xhtml", "")),
+            book_package(("one.xhtml", "")),
             {
                 "OEBPS/one.xhtml": "<p>Secret</p>",
                 "META-INF/encryption.xml": '<encryption xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><e:CipherReference '
@@ -256,11 +268,11 @@ BOMB = '<!DOCTYPE p [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;"
             "protected against copying",
         ),
         (
-            package(("big.xhtml", ""), ("big.xhtml", "")),
+            book_package(("big.xhtml", ""), ("big.xhtml", "")),
             {"OEBPS/big.xhtml": "<p>" + "a" * 3000},
             "MiB of text",
         ),
-        (package(), {}, "is empty"),
+        (book_package(), {}, "is empty"),
     ],
 )
 def test_epubs_that_are_refused(
@@ -277,7 +289,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     """300 MB of zeros in 300 KB: what is read ends at the limit."""
     pytest.importorskip("defusedxml")
     path = tmp_path / "a.epub"
-    write_epub(path, package(("big.xhtml", "")))
+    write_epub(path, book_package(("big.xhtml", "")))
     with (
         zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive,
         archive.open("OEBPS/big.xhtml", "w") as big,
@@ -291,7 +303,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
 def test_damaged_archives(tmp_path: Path) -> None:
     pytest.importorskip("defusedxml")
     path = write_epub(
-        tmp_path / "a.epub", package(("one.xhtml", "")), **{"OEBPS/one.xhtml": "<p>" + "word " * 500}
+        tmp_path / "a.epub", book_package(("one.xhtml", "")), **{"OEBPS/one.xhtml": "<p>" + "word " * 500}
     )
     whole = path.read_bytes()
     for at in range(0, len(whole), 7):

@@ -122,6 +122,11 @@ def _cast(context: click.Context, option: click.Parameter, given: tuple[str, ...
     help="Join to a file for each chapter, chapter_01 and so on, instead of one.",
 )
 @click.option(
+    "--subtitles",
+    type=click.Choice(["srt", "vtt"]),
+    help="Write beside the joined file when each clip is heard.",
+)
+@click.option(
     "--clip-length",
     type=int,
     metavar="N",
@@ -170,6 +175,7 @@ def read(
     takes: dict[int, int],
     suffix: str,
     by_chapter: bool,
+    subtitles: str | None,
     clip_length: int | None,
     pause: float | None,
     paragraph_pause: float | None,
@@ -209,12 +215,18 @@ def read(
     from ..longform import Book
     from ..longform.join import check_format
     from ..pipeline import check_seed
+    from ..sinks import synthetic_comment
     from ..text import Tokenizer
     from ..tts import choose_engine, choose_tokenizer
     from ..voice import check_folders, load_voice
 
     # Whatever can be wrong without an engine is found out before one is read, which may take minutes.
-    joining = _joining(pause, paragraph_pause, chapter_pause, match_loudness, by_chapter, not no_mark)
+    joining = _joining(
+        pause, paragraph_pause, chapter_pause,
+        match_loudness=match_loudness, by_chapter=by_chapter, subtitles=subtitles and f".{subtitles}",
+        comment=synthetic_comment(not no_mark, ""),
+    )  # fmt: skip
+
     check_format(f".{suffix}")
     if seed is not None:
         check_seed(seed)
@@ -259,29 +271,15 @@ def _document(textfile: Path) -> Document:
     return read_document(textfile)
 
 
-def _joining(
-    pause: float | None,
-    paragraph: float | None,
-    chapter: float | None,
-    match: bool,
-    by_chapter: bool,
-    mark: bool,
-) -> Joining:
+def _joining(pause: float | None, paragraph: float | None, chapter: float | None, **options: Any) -> Joining:
     """How clips are joined; longer pauses follow ``pause`` where they are not named."""
     from ..longform import Joining
     from ..longform.join import CHAPTERS, LONGER
     from ..reading import PAUSE
-    from ..sinks import synthetic_comment
 
     pause = PAUSE if pause is None else pause
-    return Joining(
-        pause,
-        pause * LONGER if paragraph is None else paragraph,
-        pause * CHAPTERS if chapter is None else chapter,
-        match,
-        by_chapter,
-        synthetic_comment(mark, ""),
-    )
+    longer = pause * LONGER if paragraph is None else paragraph
+    return Joining(pause, longer, pause * CHAPTERS if chapter is None else chapter, **options)
 
 
 def _render(book: Book, bar: Bar, quiet: bool) -> int:

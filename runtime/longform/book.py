@@ -33,6 +33,7 @@ from ..scheduler import Scheduler
 from ..spec import SAMPLE_RATE
 from ..text import Tokenizer
 from ..voice import Voice, VoiceLatents
+from ..word_times import write_words
 from . import manifest as manifests
 from .document import Document
 from .join import Joined, Joining, Progress, Sound, check_format, gains, join, loudness, read_clip
@@ -202,7 +203,7 @@ class Book:
             wav = read_clip(path)
             title = self.manifest.chapters[passage.chapter] if passage.chapter != chapter else None
             chapter = passage.chapter
-            sounds.append(Sound(path, len(wav), passage.ends, title))
+            sounds.append(Sound(path, len(wav), passage.ends, passage.text, title))
             levels.append(loudness(wav))
             progress("measuring", number + 1, len(self.manifest.clips))
         gained = gains(levels) if joining.match_loudness else [1.0] * len(sounds)
@@ -214,6 +215,8 @@ class Book:
             name = f"chapter_{part:02d}" if joining.by_chapter else "combined"
             path = self.folder / f"{name}{suffix.lower()}"
             joined.append(join(path, sounds[first:last], gained[first:last], joining, progress))
+            if joining.subtitles is not None:
+                write_words(path.with_suffix(joining.subtitles), joined[-1].captions)
         self.manifest.files = [file.as_json() for file in joined]
         self.manifest.save(self.folder)
         return joined

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from .._version import __version__
+from ..alignment import Word
 from ..audio import WRITABLE
-from ..config import check_number
+from ..config import check_choice, check_number
 from ..engine import Array
 from ..errors import OutputError
 from ..output import complete_file
@@ -28,6 +29,7 @@ MOST_WAV_BYTES = (1 << 32) - (
 )  #: of a wav's samples; beyond, its header has RF64's 64-bit lengths (EBU 3306)
 MOST_GAIN = 10 ** (4 / 20)  #: 4 dB, by which a clip is made louder or softer at most
 PEAK = 0.99  #: that no clip is raised above
+SUBTITLES = (".srt", ".vtt")
 CHAPTERS = 6  #: times as long as a pause is one between chapters
 FRAME = SAMPLE_RATE // 50  #: samples over which loudness is taken
 QUIET = 10 ** (-30 / 10)  #: of the loudest frame's power; frames below are pauses
@@ -45,11 +47,14 @@ class Joining:
     chapter_pause: float = PAUSE * CHAPTERS  #: at a chapter's end
     match_loudness: bool = True  #: bring speech to the median loudness of all clips, by MOST_GAIN at most
     by_chapter: bool = False  #: a file for each chapter
+    subtitles: str | None = None  #: beside each file, when each clip is heard: ".srt" or ".vtt"
     comment: str = ""  #: of the files
 
     def __post_init__(self) -> None:
         for name in ("pause", "paragraph_pause", "chapter_pause"):
             check_number(name, getattr(self, name), 0, 60)
+        if self.subtitles is not None:
+            check_choice("subtitles", self.subtitles, SUBTITLES)
 
     def silence(self, ends: str) -> int:
         """Samples behind a clip with which ``ends`` ends."""
@@ -64,6 +69,7 @@ class Sound:
     path: Path
     samples: int
     ends: str  #: what ends with it: how long the pause behind it is
+    text: str = ""
     title: str | None = None  #: of the chapter that begins with it
 
 
@@ -74,6 +80,7 @@ class Joined:
     path: Path
     seconds: float = 0.0
     chapters: list[tuple[str, float]] = field(default_factory=list)  #: title, and the second it begins at
+    captions: list[Word] = field(default_factory=list)  #: when each clip is heard
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest."""
@@ -142,6 +149,8 @@ def join(
             wav = read_clip(sound.path) * np.float32(gain)
             for block in (*_blocks(wav), *_blocks(np.zeros(silence, np.float32))):
                 file.write(block)
+            span = at / SAMPLE_RATE, (at + len(wav)) / SAMPLE_RATE
+            joined.captions.append(Word(sound.text, *span, 1.0, span))
             at += len(wav) + silence
             progress("joining", number + 1, len(sounds))
     joined.seconds = round(at / SAMPLE_RATE, 3)
