@@ -117,10 +117,12 @@ def test_takes_and_a_cast(folder: Path) -> None:
         (["story.txt", "-o", "b", "--seed", "-1"], "seed is -1"),
         (["story.txt", "-o", "b", "--format", "aac"], "'aac' is not one of"),
         (["brackets.txt", "-o", "b"], "has no partner"),
+        (["all.txt", "-o", "b"], "all of the text is in brackets"),
     ],
 )
 def test_what_is_refused(folder: Path, story: str, arguments: list[str], problem: str) -> None:
     (folder / "brackets.txt").write_text("I am [sad, please feed me.")
+    (folder / "all.txt").write_text("[I am sad.]")
     result = run(*arguments)
     assert result.exit_code == 2 and problem in " ".join(result.stderr.split()), result.stderr
     assert "Traceback" not in result.output and not list(folder.glob("b/clips/*.wav"))

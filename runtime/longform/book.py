@@ -7,14 +7,10 @@ manifest says what there is to be made, with which seeds, and is written before 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections import defaultdict, deque
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -28,7 +24,7 @@ from ..engine import Engine
 from ..errors import OutputError, SettingsError, TortoiseError
 from ..output import locked_folder
 from ..pipeline import Pipeline, check_seed
-from ..rng import MAX_SEED, Philox, fresh_seed
+from ..rng import Philox, fresh_seed
 from ..scheduler import Scheduler
 from ..spec import SAMPLE_RATE
 from ..text import Tokenizer
@@ -76,8 +72,9 @@ class Book:
         """Begin a reading, or go on with the one in ``folder``, which is created where its parent exists.
 
         ``cast``: voices of lines that begin with a name and a colon. ``seed``: that of the folder's reading, else a fresh
-        one. ``length``: characters of a clip, about; by default what the engine says well, else the original's 200. Where the folder's reading differs, an OutputError says in what; with ``update`` clips that say the same
-        stay, and the others are made anew.
+        one. ``length``: characters of a clip, about; by default what the engine says well, else the original's 200.
+        Where the folder's reading differs, an OutputError says in what; with ``update`` clips that say the same stay, and
+        the others are made anew.
         """
         self.folder, self._engine, self._settings = Path(folder), engine, settings
         pipeline = Pipeline(engine, tokenizer)
@@ -86,7 +83,11 @@ class Book:
         for speaker in self._voices.values():
             pipeline.check(speaker, settings)
         length = engine.info.defaults.get("clip_length", LENGTH) if length is None else length
-        self._length = check_number("clip_length", length, *LENGTHS, integer=True)
+        check_number("clip_length", length, *LENGTHS, integer=True)
+        fits, names = fitting(engine, self._tokenizer), set(self._voices) - {""}
+        passages = plan(document, fits, names, length, settings.redaction)
+        for passage in passages:
+            pipeline.prompt(passage.text, settings)  # raises for brackets that are wrong
         self._prepare()
         with ExitStack() as held:
             held.enter_context(
@@ -97,13 +98,14 @@ class Book:
             before = manifests.load(self.folder)
             if seed is None:
                 seed = before.seed if before else fresh_seed()
-            self.manifest = self._planned(document, check_seed(seed))
+            self.manifest = manifests.planned(
+                document, passages, self._voices, engine, settings, self._tokenizer, check_seed(seed)
+            )
             if before is not None:
                 self._go_on(before, update)
             self.manifest.save(self.folder)
-            (self.folder / CLIPS).mkdir(
-                exist_ok=True
-            )  # last: a folder with anything in it and no manifest is refused
+            # Last, as a folder with anything in it and no manifest is refused.
+            (self.folder / CLIPS).mkdir(exist_ok=True)
             self._place()
             self._held = held.pop_all()
 
@@ -242,47 +244,15 @@ class Book:
                 "a new one"
             )
 
-    def _planned(self, document: Document, seed: int) -> Manifest:
-        passages = plan(
-            document, fitting(self._engine, self._tokenizer), set(self._voices) - {""}, self._length
-        )
-        text = json.dumps([[chapter.title, chapter.paragraphs] for chapter in document.chapters])
-        return Manifest(
-            text={"name": document.name, "sha256": hashlib.sha256(text.encode()).hexdigest()},
-            seed=seed,
-            voices={
-                name: f"random {seed}" if voice is None else manifests.content_hash(voice)
-                for name, voice in self._voices.items()
-            },
-            engine=manifests.engine_identity(self._engine),
-            settings=manifests.settings_identity(self._settings),
-            tokenizer=manifests.tokenizer_identity(self._tokenizer),
-            chapters=[chapter.title for chapter in document.chapters],
-            clips=[Clip(passage, (seed + n) % (MAX_SEED + 1)) for n, passage in enumerate(passages)],
-        )
-
     def _go_on(self, before: Manifest, update: bool) -> None:
-        """Take over the seeds of clips that say what they said, and what is known of those that sound as they did."""
-        now = self.manifest
-        kept: defaultdict[tuple[str, str], deque[Clip]] = defaultdict(deque)
-        for clip in before.clips if before.seed == now.seed else ():
-            kept[clip.passage.speaker, clip.passage.text].append(clip)
-        new = 0
-        for number, clip in enumerate(now.clips):
-            same = kept[clip.passage.speaker, clip.passage.text]
-            old = same.popleft() if same else None
-            if old is not None:
-                clip.seed = old.seed
-            if old is not None and now.key(clip) == before.key(old):
-                now.clips[number] = replace(old, passage=clip.passage)
-            else:
-                new += 1
-        if (differences := before.differences(now)) and not update:
+        """Take over what the folder's reading has of this one; raises an OutputError where they differ, unless ``update``."""
+        new = self.manifest.take_over(before)
+        if (differences := before.differences(self.manifest)) and not update:
             raise OutputError(
                 f"{self.folder} holds another reading ({'; '.join(differences)}): go on with the same text and settings, have "
-                f"{new} of {len(now.clips)} clips made anew (--update), or read into another folder"
+                f"{new} of {len(self.manifest.clips)} clips made anew (--update), or read into another folder"
             )
-        now.files = [] if differences else before.files
+        self.manifest.files = [] if differences else before.files
 
     def _place(self) -> None:
         """Give clips that are there the numbers that they have now, and remove what a killed process left."""

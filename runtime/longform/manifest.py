@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..errors import OutputError
 from ..output import complete_file
 from ..rng import MAX_SEED
 from ..text import Tokenizer
+from .document import Document
 from .plan import ENDS, Passage
 
 NAME = "manifest.json"
@@ -84,8 +86,29 @@ class Manifest:
             }
             for number, clip in enumerate(self.clips)
         ]
-        with complete_file(folder / NAME) as unfinished:
-            unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        with complete_file(folder / NAME) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+
+    def take_over(self, before: Manifest) -> int:
+        """Seeds of clips that say what they said ``before``, and all that is known of those that sound as they did.
+
+        -> how many clips sound otherwise, or are new.
+        """
+        kept: defaultdict[tuple[str, str], deque[Clip]] = defaultdict(deque)
+        for clip in before.clips if before.seed == self.seed else ():
+            kept[clip.passage.speaker, clip.passage.text].append(clip)
+        new = 0
+        for number, clip in enumerate(self.clips):
+            same = kept[clip.passage.speaker, clip.passage.text]
+            old = same.popleft() if same else None
+            if old is not None:
+                clip.seed = old.seed
+            if old is not None and self.key(clip) == before.key(old):
+                self.clips[number] = replace(old, passage=clip.passage)
+            else:
+                new += 1
+        return new
 
     def differences(self, other: Manifest) -> list[str]:
         """What ``other`` would have otherwise, in words; of the clips, how many."""
@@ -108,6 +131,29 @@ class Manifest:
             **self.settings,
             "tokenizer": self.tokenizer,
         }
+
+
+def planned(
+    document: Document,
+    passages: Sequence[Passage],
+    voices: Mapping[str, Any],
+    engine: Engine,
+    settings: Settings,
+    tokenizer: Tokenizer | None,
+    seed: int,
+) -> Manifest:
+    """A reading of which nothing is made yet. ``voices``: by speaker, None being a random one."""
+    text = json.dumps([[chapter.title, chapter.paragraphs] for chapter in document.chapters])
+    return Manifest(
+        text={"name": document.name, "sha256": hashlib.sha256(text.encode()).hexdigest()},
+        seed=seed,
+        voices={n: f"random {seed}" if v is None else content_hash(v) for n, v in voices.items()},
+        engine=engine_identity(engine),
+        settings=settings_identity(settings),
+        tokenizer=tokenizer_identity(tokenizer),
+        chapters=[chapter.title for chapter in document.chapters],
+        clips=[Clip(passage, (seed + n) % (MAX_SEED + 1)) for n, passage in enumerate(passages)],
+    )
 
 
 def load(folder: Path) -> Manifest | None:
