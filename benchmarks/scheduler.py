@@ -16,7 +16,6 @@ import contextlib
 import json
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,15 +24,16 @@ from typing import Any
 import numpy as np
 
 from tortoise_rt import autoregressive
+from tortoise_rt.bench import time_load
 from tortoise_rt.cli.progress import table
 from tortoise_rt.config import ARSettings, make_settings
-from tortoise_rt.defaults import default_voice, settings_for
+from tortoise_rt.defaults import settings_for
 from tortoise_rt.engine import Array, Engine, KVCache, ProxyEngine
 from tortoise_rt.machine import environment, peak_mib
 from tortoise_rt.pipeline import Pipeline
 from tortoise_rt.scheduler import Scheduler
-from tortoise_rt.tts import choose_engine, choose_tokenizer
-from tortoise_rt.voice import VoiceLatents, load_voice
+from tortoise_rt.tts import choose_engine
+from tortoise_rt.voice import VoiceLatents
 
 sys.path.insert(0, str(Path(__file__).parent))
 from judge import reference
@@ -171,49 +171,9 @@ def ragged(
 
 def load(engine: Engine, clients: int, requests: int, arguments: Row, strict: bool = False) -> Row:
     """``clients`` at a time, until ``requests`` sentences are said."""
-    sentences = SENTENCES.read_text("utf-8").split("\n")
-    voice, settings = load_voice(default_voice(engine)), settings_for(engine, **arguments)
-    numbers, lock = iter(range(requests)), threading.Lock()
-    latencies, audio = [], 0.0
-    failures: list[Exception] = []
-    with Scheduler(engine, choose_tokenizer(engine, None), strict=strict) as scheduler:
-        scheduler.submit(sentences[0], voice, settings, 0).result()  # loads the graphs
-
-        def client() -> None:
-            try:
-                ask()
-            except Exception as error:
-                failures.append(error)
-
-        def ask() -> None:
-            nonlocal audio
-            while True:
-                with lock:
-                    number = next(numbers, None)
-                if number is None:
-                    return
-                began = time.perf_counter()
-                text = sentences[number % (len(sentences) - 1)]
-                result = scheduler.submit(text, voice, settings, number).result()
-                with lock:
-                    latencies.append(time.perf_counter() - began)
-                    audio += result.audio_seconds
-
-        threads = [threading.Thread(target=client) for _ in range(clients)]
-        began = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        seconds = time.perf_counter() - began
-    if failures:
-        raise failures[0]
-    p50, p90, p99 = np.percentile(latencies, [50, 90, 99])
-    return {
-        "kind": "load", "clients": clients, "requests": requests, "strict": strict, "settings": arguments,
-        "audio_s": round(audio, 1), "seconds": round(seconds, 2), "audio_per_second": round(audio / seconds, 2),
-        "p50_s": round(p50, 3), "p90_s": round(p90, 3), "p99_s": round(p99, 3),
-    }  # fmt: skip
+    sentences = SENTENCES.read_text("utf-8").split("\n")[:-1]
+    settings = settings_for(engine, **arguments)
+    return {**time_load(engine, settings, clients, requests, sentences, strict), "settings": arguments}
 
 
 def main() -> None:

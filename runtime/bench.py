@@ -306,8 +306,15 @@ def _spoken(result: Result) -> int:
     return int((result.codes != result.stop_code).sum())
 
 
-def time_load(engine: Engine, settings: Settings, clients: int, requests: int) -> Row:
-    """``clients`` at a time, each of which asks for the next sentence when it has got the last."""
+def time_load(
+    engine: Engine,
+    settings: Settings,
+    clients: int,
+    requests: int,
+    texts: Sequence[str] = TEXTS,
+    strict: bool = False,
+) -> Row:
+    """``clients`` at a time, each of which asks for the next sentence when it has got the last; one request before loads."""
     voice = _voice(engine)
     numbers, lock = iter(range(requests)), threading.Lock()
     latencies: list[float] = []
@@ -322,14 +329,15 @@ def time_load(engine: Engine, settings: Settings, clients: int, requests: int) -
                 if number is None:
                     return
                 began = time.perf_counter()
-                text = TEXTS[number % len(TEXTS)]
+                text = texts[number % len(texts)]
                 result = scheduler.submit(text, voice, settings, number).result()
                 latencies.append(time.perf_counter() - began)
                 audio.append(result.audio_seconds)
         except BaseException as error:
             failures.append(error)
 
-    with Scheduler(engine, choose_tokenizer(engine, None)) as scheduler:
+    with Scheduler(engine, choose_tokenizer(engine, None), strict=strict) as scheduler:
+        scheduler.submit(texts[0], voice, settings, 0).result()
         threads = [threading.Thread(target=client, args=(scheduler,)) for _ in range(clients)]
         began = time.perf_counter()
         for thread in threads:
@@ -339,11 +347,12 @@ def time_load(engine: Engine, settings: Settings, clients: int, requests: int) -
         seconds = time.perf_counter() - began
     if failures:
         raise failures[0]
-    p50, p90 = np.percentile(latencies, [50, 90])
+    p50, p90, p99 = np.percentile(latencies, [50, 90, 99])
     return {
-        "kind": "load", "clients": clients, "requests": requests, "samples": settings.ar.samples,
+        "kind": "load", "clients": clients, "requests": requests, "strict": strict, "samples": settings.ar.samples,
         "decoder": settings.decoder, "audio_s": round(sum(audio), 2), "seconds": round(seconds, 2),
         "audio_per_second": round(sum(audio) / seconds, 3), "p50_s": round(float(p50), 3), "p90_s": round(float(p90), 3),
+        "p99_s": round(float(p99), 3),
     }  # fmt: skip
 
 

@@ -6,11 +6,13 @@ made again alone.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,28 +96,32 @@ class Reader:
         self._began, self.pace = time.monotonic(), Pace()
         whole = [Sentence(text)] if isinstance(text, str) and not self._split else None
         sentences = _Sentences(text, self._fitting, whole, self._settings.redaction)
-        present: _Said | None = None
-        following: _Said | None = None
-        try:
-            while (present := following or self._begin(sentences.next())) is not None:
-                following = None
-                if not isinstance(present.handle, StreamHandle):
-                    present.handle.sampled.wait()
-                    following = self._begin(sentences.next(wait=False))
-                first = True
-                for wav in self._sound(present):
-                    self.pace.add(time.monotonic() - self._began, len(wav) / SAMPLE_RATE)
-                    yield Piece(wav, present.number, present.sentence.text, first)
-                    first = False
-                    if following is None and present.handle.sampled.is_set():
-                        following = self._begin(sentences.next(wait=False))
-        finally:
-            sentences.close()
-            for said in (present, following):
+        following: Future[_Said | None] | None = None
+        with ThreadPoolExecutor(1, "ahead") as ahead:
+            present = self._begin(sentences.next())
+            try:
+                while present is not None:
+                    following = ahead.submit(self._after, present, sentences)
+                    first = True
+                    for wav in self._sound(present):
+                        self.pace.add(time.monotonic() - self._began, len(wav) / SAMPLE_RATE)
+                        yield Piece(wav, present.number, present.sentence.text, first)
+                        first = False
+                    present = following.result()
+            finally:
+                sentences.close()
+                if present is not None:
+                    present.handle.cancel()
+                said = None if following is None or following.exception() else following.result()
                 if said is not None:
                     said.handle.cancel()
         if sentences.given == 0:
             raise TextError("there is nothing to say: the text is empty once cleaned")
+
+    def _after(self, said: _Said, sentences: _Sentences) -> _Said | None:
+        """The next sentence, begun once the present one is drawn and the next is there."""
+        said.handle.sampled.wait()
+        return None if sentences.closed else self._begin(sentences.next())
 
     def _begin(self, numbered: tuple[int, Sentence] | None) -> _Said | None:
         if numbered is None:
@@ -198,18 +204,16 @@ class _Sentences:
         if self._live:
             threading.Thread(target=self._read, name="text", daemon=True).start()
 
-    def next(self, *, wait: bool = True) -> tuple[int, Sentence] | None:
-        """The next sentence and its number; None at the end, or where there is none yet and ``wait`` is off.
+    @property
+    def closed(self) -> bool:
+        return self._closed.is_set()
 
-        Raises what reading the text raised.
-        """
+    def next(self) -> tuple[int, Sentence] | None:
+        """The next sentence and its number, once it is there; None at the end. Raises what reading the text raised."""
         if self._ended:
             return None
         found: Sentence | BaseException | None
-        try:
-            found = self._queue.get(block=wait) if self._live else next(self._rest, None)
-        except queue.Empty:
-            return None
+        found = self._queue.get() if self._live else next(self._rest, None)
         if isinstance(found, BaseException):
             self._ended = True
             raise found
@@ -220,8 +224,10 @@ class _Sentences:
         return self.given - 1, found
 
     def close(self) -> None:
-        """Let the thread end, once the text gives something."""
+        """Let the thread end, once the text gives something; whoever waits for a sentence gets none."""
         self._closed.set()
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait(None)
 
     def _read(self) -> None:
         try:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 LONGEST = 200  #: characters, about 13 s of speech: longer sentences are cut where they breathe
-BLOCK = 2048  #: characters of a text given whole that are looked at before the first sentence is said
+BLOCK = 2048  #: characters of a text that are looked at before the first sentence is said
 _END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?=\s)")
 _BREATH = re.compile(r"[,;:—–](?=\s)|\s[-—–](?=\s)")
 #: words whose full stop does not end a sentence
@@ -41,8 +41,6 @@ _ABBREVIATIONS = frozenset(
         "i.e",
         "cf",
         "al",
-        "no",
-        "nos",
         "vol",
         "pp",
         "ch",
@@ -54,27 +52,33 @@ _ABBREVIATIONS = frozenset(
         "ltd",
         "co",
         "corp",
-        "jan",
-        "feb",
-        "mar",
-        "apr",
-        "jun",
-        "jul",
-        "aug",
-        "sep",
-        "sept",
-        "oct",
-        "nov",
-        "dec",
-        "mon",
-        "tue",
-        "wed",
-        "thu",
-        "fri",
-        "sat",
-        "sun",
     ]
 )
+#: with a capital letter only: the sun, he sat
+_DATES = frozenset(
+    [
+        "Jan",
+        "Feb",
+        "Mar",
+        "Apr",
+        "Jun",
+        "Jul",
+        "Aug",
+        "Sep",
+        "Sept",
+        "Oct",
+        "Nov",
+        "Dec",
+        "Mon",
+        "Tue",
+        "Wed",
+        "Thu",
+        "Fri",
+        "Sat",
+        "Sun",
+    ]
+)
+_BEFORE_NUMBERS = frozenset(["no", "nos"])  #: before a number only
 
 
 class Sentence(NamedTuple):
@@ -152,14 +156,17 @@ class SentenceCutter:
             return True
         word = re.search(r"[^\W\d_](?:\.?[^\W\d_])*$", text[: match.start()])
         return word is None or not (
-            word[0].lower() in _ABBREVIATIONS or (len(word[0]) == 1 and word[0].isupper() and word[0] != "I")
+            word[0].lower() in _ABBREVIATIONS
+            or word[0] in _DATES
+            or (word[0].lower() in _BEFORE_NUMBERS and behind[0].isdigit())
+            or (len(word[0]) == 1 and word[0].isupper() and word[0] != "I")
         )
 
 
 def cut(text: str | Iterable[str]) -> Iterator[Sentence]:
     """The sentences of a text, or of the pieces in which it comes."""
     cutter = SentenceCutter()
-    blocks = (text[i : i + BLOCK] for i in range(0, len(text), BLOCK)) if isinstance(text, str) else text
-    for piece in blocks:
-        yield from cutter.feed(piece)
+    for piece in [text] if isinstance(text, str) else text:
+        for start in range(0, len(piece), BLOCK):
+            yield from cutter.feed(piece[start : start + BLOCK])
     yield from cutter.finish()

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub import Server, serving
 
+from tortoise_rt import fetch
 from tortoise_rt.backends import open_engine
 from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.engine import Engine
@@ -95,3 +97,12 @@ def engine(request: pytest.FixtureRequest) -> Engine:
         pytest.importorskip("torch")
         return open_engine(request.getfixturevalue("data"), "torch", "cpu")
     return open_engine(request.getfixturevalue("random_bundle"), "onnx", "cpu")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of files on this machine, and a cache of the test's own."""
+    monkeypatch.setattr(fetch, "PAUSE", 0.0)
+    monkeypatch.setenv("TORTOISE_RT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    with serving() as running:
+        yield running

@@ -22,6 +22,7 @@ from tortoise_rt.voice import VoiceLatents
 TOKENIZER = Path(__file__).parent / "data" / "tokenizer.json"
 BOUND = 1e-4  #: of the range of latents, mels and wavs
 WAIT = 120.0  #: seconds after which a test has hung
+ONE = dict(num_autoregressive_samples=1, max_mel_tokens=60)  #: settings of a stream
 TEXTS = ("Hello there.", "A boat.", "How are you today, my dear?", "One, two, three.")
 
 

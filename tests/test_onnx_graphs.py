@@ -16,7 +16,6 @@ from tortoise_rt.engine import EngineInfo
 from tortoise_rt.errors import BundleError, EngineError
 from tortoise_rt.export.checkpoints import Checkpoints
 from tortoise_rt.export.onnx import BUILDERS, write_graph
-from tortoise_rt.export.onnx.blocks import group_count, relative_buckets
 from tortoise_rt.spec import GRAPHS
 
 DATA = Path(__file__).parent / "data" / "tiny-a"
@@ -324,18 +323,6 @@ def test_odd_head_size(tmp_path: Path) -> None:
             wanted = module.step(state, torch.full((2,), past), **given)
         for a, b in zip(found, wanted, strict=True):
             assert_close(a, b.numpy())
-
-
-def test_relative_buckets() -> None:
-    buckets = relative_buckets()
-    assert buckets[0] == 15 and buckets[64] == 0 and buckets[-1] == 31
-    assert list(buckets[65:73]) == [17, 18, 19, 20, 21, 22, 23, 24]
-    assert (np.diff(buckets[:65]) <= 0).all() and (np.diff(buckets[65:]) >= 0).all()
-
-
-@pytest.mark.parametrize("channels, groups", [(16, 8), (48, 16), (64, 16), (96, 32), (1024, 32), (2048, 32)])
-def test_group_count(channels: int, groups: int) -> None:
-    assert group_count(channels) == groups
 
 
 # --- faults ---

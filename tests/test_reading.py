@@ -97,6 +97,48 @@ def test_the_next_sentence_is_drawn_while_the_present_one_is_decoded() -> None:
     assert prompts >= 2 and denoised < 2 * 40
 
 
+@pytest.mark.parametrize("decoder", ["hifigan", "diffusion"])
+def test_the_next_sentence_is_drawn_while_nobody_takes_the_present_ones_sound(decoder: str) -> None:
+    """A loudspeaker takes the next piece when it has played the last. Meanwhile the next sentence arrives, and is drawn."""
+    engine, played = Counting(), threading.Event()
+
+    def text() -> Iterator[str]:
+        yield "The boat came in. Who"
+        played.wait(WAIT)
+        yield " was on it? Nobody knew."
+
+    with scheduler(engine) as made:
+        reading = reader(made, decoder=decoder, diffusion_iterations=4)
+        reading._chunks = Chunks(100, 100)  # a piece is a sentence
+        pieces = reading.read(text())
+        next(pieces)
+        assert sum(text > 0 for _, text, _ in engine.steps) == 1
+        played.set()
+        until = time.monotonic() + WAIT
+        while sum(text > 0 for _, text, _ in engine.steps) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert sum(text > 0 for _, text, _ in engine.steps) == 2
+        pieces.close()
+        settle(made)
+
+
+def test_leaving_while_the_text_is_waited_for() -> None:
+    gone = threading.Event()
+
+    def text() -> Iterator[str]:
+        yield "The boat came in. Who"
+        gone.wait(WAIT)
+
+    with scheduler(FakeEngine()) as made:
+        pieces = reader(made).read(text())
+        next(pieces)
+        began = time.monotonic()
+        pieces.close()
+        assert time.monotonic() - began < 5
+        gone.set()
+        settle(made)
+
+
 def test_long_words_are_cut_to_what_the_model_takes() -> None:
     class Small(FakeEngine):
         def __init__(self) -> None:

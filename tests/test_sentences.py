@@ -100,6 +100,30 @@ def test_sentences_come_as_soon_as_they_are_certain() -> None:
     assert cutter.finish() == []
 
 
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("I said no. Then he left.", ["I said no.", "Then he left."]),
+        ("See no. 5 of it. Then go.", ["See no. 5 of it.", "Then go."]),
+        ("It lay in the sun. The sea shone.", ["It lay in the sun.", "The sea shone."]),
+        ("On Sun. The fifth we met.", ["On Sun. The fifth we met."]),
+    ],
+)
+def test_words_that_may_be_abbreviations(text: str, sentences: list[str]) -> None:
+    assert [sentence.text for sentence in cut(text)] == sentences
+
+
+def test_a_large_part_is_not_cut_whole_before_the_first_sentence() -> None:
+    part = "The boat came in. " * 20_000
+    found = cut(iter([part]))
+    began = time.perf_counter()
+    assert next(found).text == "The boat came in."
+    first = time.perf_counter() - began
+    for _ in range(2000):
+        next(found)
+    assert first < (time.perf_counter() - began) / 4
+
+
 def test_long_texts_take_time_in_proportion() -> None:
     text = " ".join("Word." if i % 9 == 0 else "word" for i in range(20_000))
     began = time.perf_counter()

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tortoise_rt.vocoder import HIFIGAN_HALO
+
 from .layers import count_layers
 
 SLOPE = 0.1  #: of the leaky ReLUs, except
@@ -87,6 +89,10 @@ class HifiganGenerator(nn.Module):
         self.conv_post = nn.Conv1d(channels, 1, POST_KERNEL, padding=POST_KERNEL // 2)
         self.factors = upsample_factors
         self.margins = margins(upsample_kernels, upsample_factors, block_kernels, block_dilations)
+        if (halo := self.margins[0] + self.conv_pre.kernel_size[0] // 2) > HIFIGAN_HALO:
+            raise ValueError(
+                f"a sample depends on {halo} frames to a side; at most {HIFIGAN_HALO} are decoded beside a piece"
+            )
 
     @classmethod
     def from_weights(cls, weights: dict[str, Tensor], config: Mapping[str, Any]) -> HifiganGenerator:

@@ -60,6 +60,28 @@ engine_options = apply(
     ]
 )
 
+tokenizer_option = click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="tokenizer.json. [default: the engine's, else that of an installed tortoise-tts package]",
+)
+
+text_options = apply(
+    [
+        tokenizer_option,
+        click.option(
+            "--basic-cleaners", is_flag=True, help="Only lower-case the text: for models of other languages."
+        ),
+        click.option(
+            "--no-redaction",
+            is_flag=True,
+            help="Leave words in [brackets] in the sound. Otherwise they are spoken, so that they steer how the rest is said, "
+            "and cut out, which takes an engine with an aligner.",
+        ),
+    ]
+)
+
 voices_option = click.option(
     "--voices-dir",
     "voice_dirs",

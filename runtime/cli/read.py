@@ -148,16 +148,7 @@ def _cast(context: click.Context, option: click.Parameter, given: tuple[str, ...
 )
 @options.engine_options
 @settings_options
-@click.option(
-    "--tokenizer",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="tokenizer.json. [default: the engine's, else that of an installed tortoise-tts package]",
-)
-@click.option(
-    "--basic-cleaners", is_flag=True, help="Only lower-case the text: for models of other languages."
-)
-@click.option("--no-redaction", is_flag=True, help="Speak words in [brackets] too.")
+@options.text_options
 @click.option(
     "--no-mark", is_flag=True, help="Do not mark the joined file as synthetic speech in its metadata."
 )

@@ -22,12 +22,7 @@ DIFFERENT = 1  #: exit code when other codes were drawn
     help="Write the clip too: .wav, .flac or .ogg; for K candidates NAME_0.wav, ...",
 )
 @options.engine_options
-@click.option(
-    "--tokenizer",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="tokenizer.json. [default: the engine's]",
-)
+@options.tokenizer_option
 @click.option("--json", "as_json", is_flag=True, help="Print the differences as one line of JSON.")
 @options.verbosity_options
 def replay(

@@ -48,21 +48,7 @@ MAX_TEXT_BYTES = 1 << 20  #: read from standard input; far above what one clip c
 )
 @options.engine_options
 @settings_options
-@click.option(
-    "--tokenizer",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="tokenizer.json. [default: the engine's, else that of an installed tortoise-tts package]",
-)
-@click.option(
-    "--basic-cleaners", is_flag=True, help="Only lower-case the text: for models of other languages."
-)
-@click.option(
-    "--no-redaction",
-    is_flag=True,
-    help="Leave words in [brackets] in the sound. Otherwise they are spoken, so that they steer how the rest is said, and "
-    "cut out, which takes an engine with an aligner.",
-)
+@options.text_options
 @click.option(
     "--words",
     "words_file",
