@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .alignment import Heard, Spelt, Trace, Word, align, trace, typical_confidence
-from .engine import Array
+from .conditioning import random_latents
+from .config import Settings
+from .engine import Array, Engine
+from .latents import VoiceLatents
 from .redaction import SURE
-from .rng import MAX_SEED
+from .rng import MAX_SEED, Philox
+from .voice import Voice
 
 if TYPE_CHECKING:
     from .pipeline import Result
@@ -132,6 +136,15 @@ def _gain_of_twice(heard: Heard, spelt: Sequence[Spelt], number: int, path: Trac
     """How much likelier the clip is with a word said twice, in nats."""
     again = trace(heard, [*spelt[: number + 1], replace(spelt[number], apart=True), *spelt[number + 1 :]])
     return -np.inf if again is None else float(again.scores.sum() - path.scores.sum())
+
+
+def one_voice(
+    engine: Engine, voice: Voice | VoiceLatents | None, settings: Settings, seed: int
+) -> Voice | VoiceLatents | None:
+    """The voice of a request that may be drawn again: a random one is the first seed's, as the next seed's is another."""
+    if voice is None and settings.check and settings.max_retries:
+        return random_latents(engine, Philox(seed), settings.decoder)
+    return voice
 
 
 def retried(say: Callable[[int], Result], seed: int, most: int) -> Result:

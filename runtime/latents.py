@@ -193,4 +193,5 @@ def blend(latents: Sequence[VoiceLatents], weights: Sequence[float] | None = Non
 
 def _mean(rows: Sequence[np.ndarray], shares: np.ndarray) -> np.ndarray:
     """(1, width) each -> their mean by ``shares``, (1, width) float32."""
+    shares = shares / shares.max()  # whose sum is finite
     return np.tensordot(shares / shares.sum(), np.concatenate(rows), axes=1)[None].astype(np.float32)

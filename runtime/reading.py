@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from .autoregressive import most_text_ids
 from .config import Settings, check_number
 from .engine import Array
 from .errors import SettingsError, TextError
+from .fitting import fitted, fitting
 from .pipeline import Pipeline, check_seed
-from .redaction import halves, outside, parts, whole_brackets
+from .redaction import outside, whole_brackets
 from .rng import MAX_SEED
 from .scheduler import Handle, Priority, Scheduler, StreamHandle
 from .sentences import Sentence, cut
@@ -87,6 +87,7 @@ class Reader:
             )
         self._pipeline = Pipeline(scheduler.engine, scheduler.tokenizer)
         self._pipeline.check(voice, settings)
+        self._fits = fitting(scheduler.engine, scheduler.tokenizer)
 
     def read(self, text: str | Iterable[str]) -> Generator[Piece, None, None]:
         """The pieces of ``text``, or of the parts in which it comes. Closing the iterator gives up what is in flight.
@@ -166,21 +167,10 @@ class Reader:
     def _fitting(self, sentence: Sentence) -> Iterator[Sentence]:
         """The sentence, halved as often as its tokens are too many; nothing where there is nothing to say."""
         brackets = self._settings.redaction
-        text = "".join(part.text for part in parts(sentence.text)) if brackets else sentence.text
-        ids = self._pipeline.encode(text)
-        if not ids or (brackets and not self._pipeline.encode(outside(sentence.text))):
+        if brackets and not self._fits(outside(sentence.text)):
             return
-        if len(ids) <= most_text_ids(self._scheduler.engine.dims):
-            yield sentence
-            return
-        middle = len(sentence.text) // 2
-        space = sentence.text.rfind(" ", 0, middle + 1)
-        at = space if space > 0 else max(1, middle)
-        first, second = (
-            halves(sentence.text, at) if brackets else (sentence.text[:at], sentence.text[at:].strip())
-        )
-        yield from self._fitting(Sentence(first, sentence.new_paragraph))
-        yield from self._fitting(Sentence(second))
+        for number, part in enumerate(fitted(sentence.text, self._fits, brackets)):
+            yield Sentence(part, sentence.new_paragraph and number == 0)
 
 
 class _Sentences:

@@ -16,7 +16,7 @@ from . import redaction
 from .audio import check_clip
 from .autoregressive import ROWS
 from .backends import open_engine
-from .checking import retried
+from .checking import one_voice, retried
 from .conditioning import clip_latents, diffusion_mels, random_latents, voice_mels
 from .config import Settings, check_number
 from .debug_state import check_folder, save_debug_state
@@ -158,6 +158,8 @@ class TextToSpeech:
         everything of the run to (:mod:`tortoise_rt.debug_state`).
         """
         if debug_state is not None:
+            if settings.get("check") and settings.get("max_retries") != 0:
+                raise SettingsError("a debug state is of one draw: max_retries=0, or leave check out")
             check_folder(debug_state)
         result = self._synthesize(
             text, voice_samples, conditioning_latents, use_deterministic_seed, verbose, {"k": k, **settings}
@@ -253,12 +255,13 @@ class TextToSpeech:
     ) -> Result:
         check_text(text)
         settings = self._settings(**arguments)
-        voice = self._voice(voice_samples, conditioning_latents)
+        given, first = self._voice(voice_samples, conditioning_latents), _seed(seed)
+        voice = _wait(self.scheduler.call(lambda engine: one_voice(engine, given, settings, first)))
 
         def say(seed: int) -> Result:
             return _wait(self.scheduler.submit(text, voice, settings, seed, priority=priority))
 
-        result = retried(say, _seed(seed), settings.max_retries)
+        result = retried(say, first, settings.max_retries)
         if verbose:
             times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())
             log.info("seed %d, %.2f s of audio: %s", result.seed, result.audio_seconds, times)

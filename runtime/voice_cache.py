@@ -58,7 +58,8 @@ def _read(path: Path) -> Array | None:
     digest, values = content[:_DIGEST], content[_DIGEST:]
     if not values or hashlib.sha256(values).digest() != digest:
         return None
-    os.utime(path)
+    with contextlib.suppress(OSError):  # a cache may be for reading only
+        os.utime(path)
     return np.frombuffer(values, "<f4").astype(np.float32)[None]
 
 

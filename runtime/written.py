@@ -19,9 +19,7 @@ _MONTHS = (
 _AMOUNT_SCALES = {"k": "thousand", "m": "million", "b": "billion", "t": "trillion"}
 
 #: what a Roman numeral counts when it stands behind one of these, and what it orders
-_COUNTED = (
-    "Chapter|Part|Book|Volume|Act|Scene|Section|Article|Appendix|Phase|Stage|Level|Type|World War|Super Bowl"
-)
+_COUNTED = "Chapter|Part|Book|Volume|Act|Scene|Section|Article|Appendix|World War|Super Bowl"
 _ORDERED = (
     "Alexander|Benedict|Catherine|Charles|Clement|Edward|Elizabeth|Francis|Frederick|George|Gregory|Henry|Innocent|"
     "Ivan|James|John|John Paul|Leo|Louis|Mary|Napoleon|Nicholas|Paul|Peter|Philip|Pius|Richard|Urban|William"
@@ -129,9 +127,10 @@ _RULES: tuple[tuple[re.Pattern[str], Say], ...] = tuple(
         (r"(?<![0-9])([0-9]{1,6}(?: [A-Z][a-z]+){1,3}) (St|Dr)\.", _say_road),
         (r"(?:(?<=[0-9])|\b)((?:st|nd|rd|th)|[A-Z][a-z]+) (St)\.(?! ?[A-Z0-9])", _say_road),
         (rf"\b({_COUNTED}) ([IVX]{{2,7}}|[VX])\b", _say_counted),
+        (r"\b(Phase|Stage|Level|Type) ([IVX]{2,7})\b", _say_counted),
         (r"\b(World War) (I)\b", _say_counted),
         (rf"\b({_COUNTED}) (I)\b(?!['’]| [a-z])", _say_counted),
-        (rf"\b({_ORDERED}) ([IVX]{{2,7}}|V)\b", _say_ordered),
+        (rf"\b({_ORDERED}) ([IVX]{{2,7}}\b|V\b(?!\.? [A-Z]))", _say_ordered),
     )
 )
 

@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from scheduling import TOKENIZER
 from test_alignment import heard_as
-from test_cli import ok
+from test_cli import ok, run
 
 from tortoise_rt import Pipeline, Result, TextToSpeech, VoiceLatents, load_voice, make_settings
 from tortoise_rt.alignment import Word, hear, spell
 from tortoise_rt.backends.fake import FakeEngine
-from tortoise_rt.checking import Report, judge, retried
-from tortoise_rt.errors import OutputError
-from tortoise_rt.text import clean_english
+from tortoise_rt.checking import Report, judge, one_voice, retried
+from tortoise_rt.errors import OutputError, SettingsError
+from tortoise_rt.text import Tokenizer, clean_english
 from tortoise_rt.word_times import write_words
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -229,3 +230,26 @@ def test_the_command(folder: Path) -> None:
     ok("say", "A [small] dog.", "--no-redaction", "-o", "all.wav", "--seed", "1", "-q")
     ok("say", "A dog.", "--candidates", "2", "--samples", "2", "--words", "two.vtt", "-o", "two.wav", "-q")
     assert (folder / "two_0.vtt").exists() and (folder / "two_1.vtt").exists()
+
+
+def test_all_tries_are_in_one_random_voice() -> None:
+    engine = FakeEngine()
+    pipeline = Pipeline(engine, Tokenizer(TOKENIZER))
+    chosen = make_settings(
+        check=True, max_retries=3, num_autoregressive_samples=1, max_mel_tokens=20, decoder="hifigan"
+    )
+    unchecked = replace(chosen, check=False)
+    voice = one_voice(engine, None, chosen, 5)
+    result = retried(lambda seed: pipeline.synthesize("Hello there.", voice, chosen, seed), 5, 3)
+    alone = pipeline.synthesize("Hello there.", None, unchecked, 5)
+    np.testing.assert_array_equal(result.voice.auto, alone.voice.auto)
+    assert one_voice(engine, None, unchecked, 5) is None
+
+
+def test_a_debug_state_is_of_one_draw(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with pytest.raises(SettingsError, match="a debug state is of one draw"):
+        TextToSpeech(engine=FakeEngine()).tts("Hello.", check=True, debug_state=state)
+    failed = run("say", "Hello.", "--check", "--debug-state", str(state), "-o", str(tmp_path / "a.wav"))
+    assert failed.exit_code == 2 and "--max-retries 0" in failed.stderr
+    assert not list(tmp_path.iterdir())

@@ -313,3 +313,8 @@ def test_blends_know_where_they_come_from() -> None:
         blend([both, made_by("autoregressive=c")])
     with pytest.raises(VoiceError, match="1 of the 2 voices have no diffusion latent.*--decoder hifigan"):
         blend([both, VoiceLatents(np.ones(2))])
+
+
+def test_weights_however_large_are_shares() -> None:
+    voices = [VoiceLatents(np.full(4, value, np.float32)) for value in (1, 3)]
+    np.testing.assert_allclose(blend(voices, [1e308, 1e308]).auto, np.full((1, 4), 2))

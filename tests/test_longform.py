@@ -482,3 +482,16 @@ def test_memory_of_rendering(tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
     assert held[-1] < held[10] + (1 << 20), held
+
+
+def test_a_clip_made_again_may_have_other_bits(tmp_path: Path) -> None:
+    """As after another version of what computes it: the clip that is there counts, not the one that was."""
+    folder = tmp_path / "book"
+    read(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["clips"][0]["sha256"] = ["0" * 64]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(OutputError, match="remove it to have clip 0 made again"):
+        read(folder)
+    (folder / "clips" / clip_files(folder)[0]).unlink()
+    assert read(folder) == 1 and read(folder) == 0

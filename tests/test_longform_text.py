@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.errors import MissingDependency, TextError
 from tortoise_rt.longform import Chapter, Document, fitting, plan, read_document
 from tortoise_rt.longform import epub as epubs
-from tortoise_rt.longform.document import plain_document
+from tortoise_rt.longform.document import Block, plain_document
+from tortoise_rt.longform.epub import html_blocks
+from tortoise_rt.longform.plan import heard
 from tortoise_rt.text import Tokenizer, clean_english, split_and_recombine_text
 
 FITS = fitting(FakeEngine(), Tokenizer(TOKENIZER))
@@ -314,3 +317,29 @@ def test_damaged_archives(tmp_path: Path) -> None:
         path.write_bytes(whole[:end])
         with pytest.raises(TextError):
             read_document(path)
+
+
+def test_what_is_all_in_brackets_is_passed_over() -> None:
+    document = plain_document("t", "The boat came in.\n\n[Illustration]\n\nNobody was on it.\n\n[The end]")
+    kept = heard(plan(document, FITS))
+    assert [(p.text, p.ends) for p in kept] == [
+        ("The boat came in.", "paragraph"), ("Nobody was on it.", "chapter"),
+    ]  # fmt: skip
+    with pytest.raises(TextError, match="all of the text is in brackets"):
+        heard(plan(plain_document("t", "[Nothing]"), FITS))
+
+
+def test_a_mark_in_brackets_cuts_nothing() -> None:
+    assert [said for _, said, _ in texts("Intro [see note|below] and more.|The end.")] == [
+        "Intro [see note|below] and more.", "The end.",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "html", ["<a " * 20_000, "<a b='" * 20_000, "<head>" + "<b>" * 40_000 + "</z>" * 40_000]
+)
+def test_markup_that_never_ends_takes_no_time(html: str) -> None:
+    began = time.perf_counter()
+    with contextlib.suppress(ValueError):
+        assert html_blocks(f"<p>Hello.</p>{html}") == [Block("Hello.", 0)]
+    assert time.perf_counter() - began < 2

@@ -313,3 +313,16 @@ def test_split_lengths_out_of_range(desired: int, longest: int) -> None:
 
 def test_clean_basic() -> None:
     assert clean_basic("Ça  VA\n\t1") == "ça va 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("John V. Lindsay was mayor.", "john v. lindsay was mayor."),
+        ("Richard V Smith", "richard v smith"),
+        ("George V died. Henry VIII did.", "george the fifth died. henry the eighth did."),
+        ("Type X, Level II", "type x, level two"),
+    ],
+)
+def test_initials_are_no_numerals(text: str, said: str) -> None:
+    assert clean_english(text) == said

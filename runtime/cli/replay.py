@@ -23,6 +23,7 @@ DIFFERENT = 1  #: exit code when other codes were drawn
 )
 @options.engine_options
 @options.tokenizer_option
+@click.option("--basic-cleaners", is_flag=True, help="As in the run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the differences as one line of JSON.")
 @options.verbosity_options
 def replay(
@@ -34,6 +35,7 @@ def replay(
     device: str,
     precision: str | None,
     tokenizer: Path | None,
+    basic_cleaners: bool,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -65,7 +67,7 @@ def replay(
         if backend == "torch" and precision is None and len(reduced) == 1:
             precision = str(reduced.pop())
     opened = choose_engine(engine, checkpoints, backend, device, precision)
-    result = run_again(state, opened, choose_tokenizer(opened, tokenizer))
+    result = run_again(state, opened, choose_tokenizer(opened, tokenizer, basic_cleaners))
     if output is not None:
         for path, wav in zip(clip_paths(output, len(result.wavs)), result.wavs, strict=True):
             write_wav(path, wav, comment=f"seed {state.seed}")

@@ -128,7 +128,7 @@ def say(
 
     from ..audio import write_wav
     from ..autoregressive import ROWS
-    from ..checking import retried
+    from ..checking import one_voice, retried
     from ..debug_state import check_folder, save_debug_state
     from ..defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for, settings_origins
     from ..explain import describe_voice
@@ -148,6 +148,8 @@ def say(
     if debug_state is not None:
         if stream:
             raise OutputError("--debug-state needs a complete clip: leave --stream out")
+        if settings["check"] and settings.get("max_retries") != 0:
+            raise OutputError("--debug-state is of one draw: add --max-retries 0, or leave --check out")
         check_folder(debug_state)
     # Whatever can be wrong without an engine is found out before one is read, which may take minutes.
     if not no_redaction and not live:
@@ -207,9 +209,10 @@ def say(
         Bar(not quiet) as bar,
         Scheduler(opened, chosen_tokenizer, rows=chosen.ar.batch_rows or ROWS) as scheduler,
     ):
+        one = one_voice(opened, speaker, chosen, seed)
 
         def speak(seed: int) -> Result:
-            handle = scheduler.submit(words, speaker, chosen, seed)
+            handle = scheduler.submit(words, one, chosen, seed)
             for event in handle.events():
                 bar(*event)
             return handle.result()

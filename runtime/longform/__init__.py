@@ -6,9 +6,10 @@ with Book("folder", document, engine, voice, settings, seed=7) as book:  # what 
     book.join(".flac")  # pauses, loudness, one file: join.py
 """
 
+from ..fitting import fitting
 from .book import Book
 from .document import Chapter, Document, read_document
 from .join import FORMATS, Joining
-from .plan import Passage, fitting, plan
+from .plan import Passage, plan
 
 __all__ = ["FORMATS", "Book", "Chapter", "Document", "Joining", "Passage", "fitting", "plan", "read_document"]

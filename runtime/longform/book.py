@@ -21,7 +21,8 @@ from ..checking import retried
 from ..conditioning import resolve
 from ..config import Settings, check_number
 from ..engine import Engine
-from ..errors import OutputError, SettingsError, TortoiseError
+from ..errors import OutputError, SettingsError, TextError, TortoiseError
+from ..fitting import fitting
 from ..output import locked_folder
 from ..pipeline import Pipeline, check_seed
 from ..rng import Philox, fresh_seed
@@ -34,7 +35,7 @@ from . import manifest as manifests
 from .document import Document
 from .join import Joined, Joining, Progress, Sound, check_format, gains, join, loudness, read_clip
 from .manifest import Clip, Manifest
-from .plan import LENGTH, fitting, plan
+from .plan import LENGTH, heard, plan
 
 CLIPS = "clips"
 LENGTHS = (20, 1000)  #: characters of a clip, about, at least and at most
@@ -86,8 +87,13 @@ class Book:
         check_number("clip_length", length, *LENGTHS, integer=True)
         fits, names = fitting(engine, self._tokenizer), set(self._voices) - {""}
         passages = plan(document, fits, names, length, settings.redaction)
+        if settings.redaction:
+            passages = heard(passages)
         for passage in passages:
-            pipeline.prompt(passage.text, settings)  # raises for brackets that are wrong
+            try:
+                pipeline.prompt(passage.text, settings)  # raises for brackets that are wrong
+            except TextError as error:
+                raise TextError(f"in {passage.text[:60]!r}: {error}") from None
         self._prepare()
         with ExitStack() as held:
             held.enter_context(
@@ -169,6 +175,8 @@ class Book:
         rows = min(ROWS, self._settings.ar.batch_rows or ROWS, IN_FLIGHT * self._settings.ar.samples)
         try:
             if missing:
+                for absent in missing:  # what is made now need not be what was
+                    self.manifest.clips[absent].sha256 = []
                 voices = {name: self._resolved(voice) for name, voice in self._voices.items()}
                 with (
                     ThreadPoolExecutor(IN_FLIGHT, "clip") as threads,

@@ -21,6 +21,7 @@ from ..errors import MissingDependency, TextError
 from .document import Block, Chapter
 
 MAX_ENTRIES = 20_000  #: of the archive
+MAX_DEPTH = 1000  #: of elements of which nothing is said
 MAX_BYTES = 64 << 20  #: of all documents together, unpacked
 CONTAINER = "META-INF/container.xml"
 ENCRYPTION = "META-INF/encryption.xml"
@@ -32,7 +33,8 @@ _DAMAGE = (
     EOFError,
     RuntimeError,
     ValueError,
-)  #: what zipfile raises
+    AssertionError,  # html.parser's, for unknown marked sections
+)  #: what zipfile and html.parser raise
 _DOCUMENTS = ("application/xhtml+xml", "text/html")
 _PARAGRAPH = re.compile(
     "address|article|aside|blockquote|body|caption|center|d[dlt]|div|figcaption|figure|footer|h[1-6]|header|hr|li|main|ol|"
@@ -157,7 +159,9 @@ def _decoded(data: bytes) -> str:
 def html_blocks(html: str) -> list[Block]:
     """The headings and paragraphs of a document in (X)HTML, without scripts, pictures, readings and note marks."""
     parser = _Blocks()
-    parser.feed(html)
+    # A tag that never ends is looked for again and again: what stands behind the last end holds none.
+    end = html.rfind(">") + 1
+    parser.feed(html[:end] + html[end:].split("<", 1)[0])
     parser.close()
     parser.end_block()
     return parser.blocks
@@ -180,6 +184,8 @@ class _Blocks(HTMLParser):
         if self._unsaid or tag in _UNSAID or note_mark:
             if tag not in _NEVER_CLOSED:
                 self._unsaid.append(tag)
+                if len(self._unsaid) > MAX_DEPTH:
+                    raise ValueError(f"elements are nested more than {MAX_DEPTH} deep")
         elif tag == "br":
             self._parts.append("\n")
         elif _PARAGRAPH.fullmatch(tag):

@@ -6,21 +6,20 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from ..autoregressive import most_text_ids
-from ..engine import Engine
 from ..errors import TextError
-from ..pipeline import Pipeline
-from ..redaction import halves, whole_brackets
+from ..fitting import fitted
+from ..redaction import whole_brackets
 from ..sentences import Sentence
-from ..text import Tokenizer, split_and_recombine_text
+from ..text import split_and_recombine_text
 from .document import Chapter, Document
 
 LENGTH = 200  #: characters of a clip, about; the original's
 MOST = 1.5  #: times as many at most
-MARK = "|"  #: cuts a text where its writer wants it
+MARK = "|"  #: cuts a text where its writer wants it, brackets apart
 CLIP, PARAGRAPH, CHAPTER = "clip", "paragraph", "chapter"  #: what ends with a clip, the longest pause last
 ENDS = (CLIP, PARAGRAPH, CHAPTER)
 _BRACKETED = re.compile(r"\[[^\[\]]*\]")
+_OUTER_MARK = re.compile(r"\|(?![^\[\]]*\])")
 _WHOLE = re.compile(r"[.!?…:;,—–-][\"'”’»)\]*_]*$")
 
 
@@ -41,12 +40,6 @@ class _Stretch:
     speaker: str
     paragraphs: list[str]
     ends: str  #: what ends with it
-
-
-def fitting(engine: Engine, tokenizer: Tokenizer | None = None) -> Callable[[str], int]:
-    """How a text must be cut for ``engine``: -> in how many parts at least; 0 for one of which nothing can be said."""
-    pipeline, most = Pipeline(engine, tokenizer), most_text_ids(engine.dims)
-    return lambda text: -(-len(pipeline.encode(text)) // most)
 
 
 def plan(
@@ -75,6 +68,19 @@ def plan(
     if not passages:
         raise TextError(f"{document.name}: there is nothing to say: the text is empty once cleaned")
     return tuple(passages)
+
+
+def heard(passages: Iterable[Passage]) -> tuple[Passage, ...]:
+    """Those that are not all in brackets, as "[Illustration]" is; what ends with the others ends with those before them."""
+    kept: list[Passage] = []
+    for passage in passages:
+        if _letters(_BRACKETED.sub("", passage.text)):
+            kept.append(passage)
+        elif kept:
+            kept[-1] = replace(kept[-1], ends=max(kept[-1].ends, passage.ends, key=ENDS.index))
+    if not kept:
+        raise TextError("all of the text is in brackets, and so nothing of it would be heard")
+    return tuple(kept)
 
 
 def _stretches(chapter: Chapter, cast: Collection[str]) -> list[_Stretch]:
@@ -121,7 +127,7 @@ def _cut(
     for piece in _pieces("\n".join(stretch.paragraphs), length, brackets):
         reached += _letters(piece)
         end = CLIP if reached not in ends else stretch.ends if reached == letters else PARAGRAPH
-        parts = list(_fitted(piece, fits))
+        parts = list(fitted(piece, fits, brackets))
         passages += [Passage(part, stretch.speaker, chapter) for part in parts]
         if passages:  # a piece of which nothing can be said leaves its end to the one before
             passages[-1] = replace(passages[-1], ends=max(passages[-1].ends, end, key=ENDS.index))
@@ -134,9 +140,10 @@ def _letters(text: str) -> int:
 
 def _pieces(text: str, length: int, brackets: bool) -> Iterator[str]:
     most = int(MOST * length)
-    for part in text.split(MARK):
+    parts = _OUTER_MARK.split(text) if brackets else text.split(MARK)
+    for part in parts:
         words = " ".join(part.split())
-        if MARK in text and len(words) <= most:
+        if len(parts) > 1 and len(words) <= most:
             yield words
         elif brackets:
             yield from _whole_brackets(split_and_recombine_text(words, length, most))
@@ -150,16 +157,3 @@ def _whole_brackets(pieces: Iterable[str]) -> list[str]:
     if len(joined) > 1 and not _letters(_BRACKETED.sub("", joined[-1])):
         joined[-2:] = [" ".join(joined[-2:])]
     return joined
-
-
-def _fitted(text: str, fits: Callable[[str], int]) -> Iterator[str]:
-    """The text, halved as often as its tokens are too many; nothing where there is nothing to say."""
-    parts = fits(text)
-    if parts == 1:
-        yield text
-    elif parts > 1:
-        middle = len(text) // 2
-        space = text.rfind(" ", 0, middle + 1)
-        at = space if space > 0 else max(1, middle)
-        for half in halves(text, at):
-            yield from _fitted(half.strip(), fits)

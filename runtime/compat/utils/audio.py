@@ -39,6 +39,10 @@ def load_voices(voices, extra_voice_dirs=[]):  # noqa: B006
         return None, None
     loaded = [voice.load_voice(name, extra_voice_dirs, paths=False) for name in voices]
     found = [one for one in loaded if one is not None]
+    if any(one.parts for one in found):
+        raise VoiceError(
+            f"{' and '.join(voices)}: blends are not voices here; save them with tortoise-rt voices blend"
+        )
     latents = [one.latents for one in found if one.latents is not None]
     if not latents:
         return [give(clip[None]) for one in found for clip in one.clips], None
