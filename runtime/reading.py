@@ -33,6 +33,7 @@ from .voice import Voice, VoiceLatents
 
 log = logging.getLogger("tortoise_rt")
 PAUSE = 0.25  #: seconds of silence between sentences
+LONGEST_PAUSE = 60.0
 PARAGRAPH = 2.5  #: times as long between paragraphs
 AHEAD = 16  #: sentences of a text still arriving that are kept in hand
 
@@ -73,14 +74,24 @@ class Reader:
         """With the decoder hifigan and one sample a sentence is heard while it is drawn, else when it is done.
 
         Sentences with words in [brackets] are heard when they are done, too, as those words are cut out of the whole.
-        pause: seconds of silence between sentences; split: off, a text that is given whole is one sentence.
+        chunks: how a sentence that is heard while it is drawn is cut. pause: seconds of silence between sentences;
+        split: off, a text that is given whole is one sentence.
         """
-        self.pace = Pace()  #: of the latest reading
+        self.pace, self.complete = (
+            Pace(),
+            True,
+        )  #: of the latest reading; whether the voice stopped by itself each time
+        self._by_pieces = settings.decoder == "hifigan" and settings.ar.samples == 1
+        if chunks is not None and not self._by_pieces:
+            raise SettingsError(
+                "sizes of pieces are for hifigan and one sample; here a piece is a sentence: leave them out "
+                "(--chunk, stream_chunk_size and the like)"
+            )
         self._split = split
         self._scheduler, self._voice, self._settings = scheduler, voice, settings
         self._seed, self._chunks = check_seed(seed), chunks or Chunks()
         self._code_seconds = 0.0  #: what a code of the last sentence has taken
-        self._pause = float(check_number("pause", pause, 0, 60))
+        self._pause = float(check_number("pause", pause, 0, LONGEST_PAUSE))
         if settings.check:
             raise SettingsError(
                 "clips are checked when they are complete, and a reading is heard before: leave check out"
@@ -94,18 +105,19 @@ class Reader:
 
         Raises TextError where there is nothing to say, and what a sentence failed with.
         """
-        self._began, self.pace = time.monotonic(), Pace()
+        self.pace, self.complete = Pace(), True
         whole = [Sentence(text)] if isinstance(text, str) and not self._split else None
         sentences = _Sentences(text, self._fitting, whole, self._settings.redaction)
         following: Future[_Said | None] | None = None
         with ThreadPoolExecutor(1, "ahead") as ahead:
             present = self._begin(sentences.next())
+            self._began = self._ended = time.monotonic()
             try:
                 while present is not None:
+                    self._scheduler.prioritize(present.handle, Priority.STREAM)
                     following = ahead.submit(self._after, present, sentences)
                     first = True
                     for wav in self._sound(present):
-                        self.pace.add(time.monotonic() - self._began, len(wav) / SAMPLE_RATE)
                         yield Piece(wav, present.number, present.sentence.text, first)
                         first = False
                     present = following.result()
@@ -120,11 +132,16 @@ class Reader:
             raise TextError("there is nothing to say: the text is empty once cleaned")
 
     def _after(self, said: _Said, sentences: _Sentences) -> _Said | None:
-        """The next sentence, begun once the present one is drawn and the next is there."""
+        """The next sentence, begun once the present one is drawn and the next is there. The first sound comes before it."""
         said.handle.sampled.wait()
-        return None if sentences.closed else self._begin(sentences.next())
+        if sentences.closed:
+            return None
+        following = sentences.next()
+        return self._begin(following, Priority.STREAM if self.pace.sound else Priority.NORMAL)
 
-    def _begin(self, numbered: tuple[int, Sentence] | None) -> _Said | None:
+    def _begin(
+        self, numbered: tuple[int, Sentence] | None, priority: Priority = Priority.STREAM
+    ) -> _Said | None:
         if numbered is None:
             return None
         number, sentence = numbered
@@ -132,21 +149,30 @@ class Reader:
         request = sentence.text, self._voice, self._settings, seed
         handle: Handle[Any]
         whole = self._pipeline.prompt(sentence.text, self._settings) is not None
-        if self._settings.decoder == "hifigan" and self._settings.ar.samples == 1 and not whole:
-            handle = self._scheduler.stream(*request, chunks=self._beginning())
+        if self._by_pieces and not whole:
+            handle = self._scheduler.stream(*request, chunks=self._beginning(), priority=priority)
         else:
-            handle = self._scheduler.submit(*request, priority=Priority.STREAM)
+            handle = self._scheduler.submit(*request, priority=priority)
         return _Said(number, sentence, handle)
 
     def _sound(self, said: _Said) -> Iterator[Array]:
-        handle = said.handle
+        handle, pace = said.handle, self.pace
         silence = self._silence(said) if said.number else 0
+        pace.idle += max(0.0, handle.began - self._ended)  # there was no text, or nobody took the last sound
+        idle = pace.idle
         for wav in handle if isinstance(handle, StreamHandle) else [handle.result().wavs[0]]:
-            yield np.concatenate([np.zeros(silence, np.float32), wav])
+            wav = np.concatenate([np.zeros(silence, np.float32), wav])
+            made = handle.ended
+            if isinstance(handle, StreamHandle):
+                made, pace.idle = handle.made, idle + handle.blocked
+            pace.add(made - self._began, len(wav) / SAMPLE_RATE)
+            yield wav
             silence = 0
+        self._ended = handle.ended
         result = handle.result()
         if isinstance(result, Pace):
             self._code_seconds = result.code_seconds or self._code_seconds  # 0 where one piece was all
+        self.complete &= result.complete
         if not result.complete:
             log.warning(
                 "the voice did not stop by itself, so words may be missing: %r", said.sentence.text[:60]

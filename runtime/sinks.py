@@ -180,6 +180,10 @@ def open_sink(output: Path | None, comment: str, *, raw: bool) -> Sink:
     if str(output) == "-":
         if sys.stdout is None:
             raise OutputError("standard output is closed: write to a file (-o hello.wav)")
+        if sys.stdout.isatty():
+            raise OutputError(
+                "standard output is a terminal, which sound would garble: pipe it, or write to a file"
+            )
         return PipeSink(sys.stdout.buffer, comment, raw=raw)
     return FileSink(output, comment)
 

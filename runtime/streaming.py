@@ -146,23 +146,28 @@ class Chunks:
 
 @dataclass
 class Pace:
-    """How a stream keeps up with a listener, who hears it from the first piece on."""
+    """How a stream keeps up with a listener, who hears it from the first piece on.
+
+    Time in which nothing could be made, since no text was there or nobody took the pieces, counts nowhere: see ``idle``.
+    """
 
     first: float = 0.0  #: seconds to the first sound
     sound: float = 0.0  #: seconds of sound given so far
     gap: float = 0.0  #: the longest silence for want of sound, seconds
-    spent: float = 0.0  #: seconds to the last piece
+    spent: float = 0.0  #: seconds of work to the last piece
+    idle: float = 0.0  #: seconds so far in which nothing could be made: for whoever keeps the time to add up
     code_seconds: float = 0.0  #: what a code of the last piece has taken, drawn and decoded; 0 before
     complete: bool = False  #: whether the voice stopped by itself, rather than at the limit of codes
     _ends: float = 0.0  #: when the listener has heard all that was given
+    _idle: float = 0.0  #: ``idle`` at the last piece
 
     def add(self, now: float, seconds: float) -> None:
-        """A piece of ``seconds`` is given, ``now`` seconds after the start."""
+        """A piece of ``seconds`` is made, ``now`` seconds after the start."""
         if self.sound == 0:
-            self.first = self._ends = now
-        self.gap = max(self.gap, now - self._ends)
+            self._ends, self.first = now, now - self.idle
+        self.gap = max(self.gap, now - self._ends - (self.idle - self._idle))
         self._ends = max(self._ends, now) + seconds
-        self.spent = now
+        self._idle, self.spent = self.idle, now - self.idle
         self.sound += seconds
 
     def in_hand(self, now: float) -> float:

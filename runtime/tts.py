@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -190,8 +190,8 @@ class TextToSpeech:
         first_chunk: int | None = None,
         overlap_wav_len: int | None = None,
         **settings: Any,
-    ) -> Iterator[Any]:
-        """Say ``text``, or the parts in which it comes; yields (samples,) float32 pieces at 24 kHz while it is drawn.
+    ) -> Generator[Any, None, None]:
+        """Say ``text``, or the parts in which it comes; gives (samples,) float32 pieces at 24 kHz while it is drawn.
 
         It is said sentence by sentence, the first with the seed, each other with the next seed, and ``pause`` seconds
         of silence between them; with ``split`` off the text is one clip. What is said of a sentence is, joined, the
@@ -203,7 +203,8 @@ class TextToSpeech:
         """
         if settings.pop("k", 1) not in (1, None):
             raise SettingsError("a stream is one clip: leave k out, or use tts()")
-        chunks = chunks_of(stream_chunk_size, first_chunk, overlap_wav_len)
+        sizes = (stream_chunk_size, first_chunk, overlap_wav_len)
+        chunks = None if sizes == (None, None, None) else chunks_of(*sizes)
         quick = {} if settings.get("preset") else {"num_autoregressive_samples": 1, "decoder": "hifigan"}
         chosen = self._settings(**{**quick, **settings})
         voice, seed = self._voice(voice_samples, conditioning_latents), _seed(use_deterministic_seed)
@@ -213,11 +214,15 @@ class TextToSpeech:
             text = checked_parts(text)
         elif chosen.redaction:
             redaction.check(text, self.engine)
-        with contextlib.closing(reader.read(text)) as pieces:
-            for piece in pieces:
-                yield in_kind(piece.wav, tensors)
-        if verbose:
-            log.info("seed %d: %s", seed, reader.pace.report())
+
+        def pieces(text: str | Iterator[str]) -> Generator[Any, None, None]:
+            with contextlib.closing(reader.read(text)) as read:
+                for piece in read:
+                    yield in_kind(piece.wav, tensors)
+            if verbose:
+                log.info("seed %d: %s", seed, reader.pace.report())
+
+        return pieces(text)
 
     def get_conditioning_latents(self, voice_samples: Any, return_mels: bool = False) -> tuple[Any, ...]:
         """Clips at 22.05 kHz, (samples,) or (1, samples) each -> (autoregressive (1, D), diffusion (1, 2C)) latents.

@@ -17,7 +17,7 @@ from tortoise_rt.engine import Array
 from tortoise_rt.errors import EngineError, SettingsError, TextError
 from tortoise_rt.pipeline import Pipeline
 from tortoise_rt.reading import PARAGRAPH, PAUSE, Reader
-from tortoise_rt.scheduler import Scheduler
+from tortoise_rt.scheduler import Scheduler, loop
 from tortoise_rt.spec import SAMPLE_RATE
 from tortoise_rt.streaming import CODE_SECONDS, Chunks, Pace
 from tortoise_rt.text import Tokenizer
@@ -27,11 +27,11 @@ STORY = "The boat came in. Who was on it? Nobody knew.\n\nThe harbour was quiet 
 
 
 def reader(
-    made: Scheduler, seed: int = 7, pause: float = PAUSE, split: bool = True, **arguments: Any
-) -> Reader:
-    return Reader(
-        made, voice(made.engine), settings(**{**QUICK, **arguments}), seed, pause=pause, split=split
-    )
+    made: Scheduler, seed: int = 7, pause: float = PAUSE, split: bool = True, chunks: Chunks | None = None,
+    **arguments: Any,
+) -> Reader:  # fmt: skip
+    chosen = settings(**{**QUICK, **arguments})
+    return Reader(made, voice(made.engine), chosen, seed, chunks=chunks, pause=pause, split=split)
 
 
 def read(made: Scheduler, text: Any, **arguments: Any) -> Array:
@@ -85,16 +85,27 @@ def test_sound_comes_before_the_text_ends() -> None:
     assert first.text == "The boat came in." and rest[-1].text == "Who was on it?"
 
 
-def test_the_next_sentence_is_drawn_while_the_present_one_is_decoded() -> None:
+def test_the_next_sentence_is_drawn_while_the_present_one_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But the first sound does not wait for that."""
+    monkeypatch.setattr(loop, "PATIENCE", 1.0)  # however busy the machine is
     engine = Counting()
+
+    def prompts() -> int:
+        return sum(text > 0 for _, text, _ in engine.steps)
+
     with scheduler(engine) as made:
         engine.before = lambda graph, rows: time.sleep(0.003 if graph == "diffusion_denoise" else 0)
         pieces = reader(made, decoder="diffusion", diffusion_iterations=40).read(STORY)
         next(pieces)
+        steps, alone = len(engine.steps), Counting()
+        Pipeline(alone, Tokenizer(TOKENIZER)).synthesize(
+            "The boat came in.", voice(alone), settings(**QUICK, decoder="diffusion"), 7
+        )
+        assert steps <= len(alone.steps) + 2
+        next(pieces)
         denoised = sum(graph == "diffusion_denoise" for graph, _ in engine.runs)
-        prompts = sum(text > 0 for _, text, _ in engine.steps)
+        assert prompts() >= 3 and denoised < 3 * 40
         pieces.close()
-    assert prompts >= 2 and denoised < 2 * 40
 
 
 @pytest.mark.parametrize("decoder", ["hifigan", "diffusion"])
@@ -224,6 +235,33 @@ def test_the_pace_of_a_reading() -> None:
         wav = np.concatenate([piece.wav for piece in made_reader.read(STORY)])
     assert made_reader.pace.sound == pytest.approx(len(wav) / SAMPLE_RATE)
     assert 0 < made_reader.pace.first <= made_reader.pace.spent
+
+
+def test_whoever_is_slow_makes_no_bad_pace() -> None:
+    """Neither a text that comes late, nor whoever takes sound late, makes the stream slow."""
+
+    def late() -> Iterator[str]:
+        for sentence in ("The boat came in. ", "Who was on it? ", "Nobody knew. "):
+            time.sleep(0.4)
+            yield sentence
+
+    with scheduler(FakeEngine()) as made:
+        waiting = reader(made)
+        assert len({piece.sentence for piece in waiting.read(late())}) == 3
+        assert waiting.pace.spent < 0.4 and waiting.pace.first < 0.2 and waiting.pace.gap < 0.2
+        slow = reader(made, chunks=Chunks(1, 1))
+        for _ in slow.read("The boat came in. Who was on it?"):
+            time.sleep(0.05)
+        assert slow.pace.spent < 1 and slow.pace.idle > 0.5 and slow.pace.gap < 0.2
+        done = reader(made, decoder="diffusion", diffusion_iterations=2)
+        for _ in done.read("The boat came in. Who was on it? Nobody knew."):
+            time.sleep(0.4)
+        assert done.pace.spent < 0.4 and done.pace.gap < 0.2
+
+
+def test_pieces_have_sizes_only_where_there_are_pieces() -> None:
+    with scheduler(FakeEngine()) as made, pytest.raises(SettingsError, match="here a piece is a sentence"):
+        reader(made, decoder="diffusion", chunks=Chunks(8, 8))
 
 
 def test_sentences_that_do_not_end_are_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -149,6 +149,12 @@ def test_a_hundred_thousand_characters_begin_at_once() -> None:
         (["hello", "--stream", "--words", "a.srt", "-o", "-"], "leave --stream out"),
         (["hello", "--words", "a.txt"], "its suffix must be one of .srt, .vtt, .json"),
         (["hello", "--stream", "-o", "a.mp3"], "its suffix must be one of"),
+        (
+            ["hello", "--stream", "--decoder", "diffusion", "--chunk", "8", "-o", "-"],
+            "here a piece is a sentence",
+        ),
+        (["hello", "--stream", "--chunk", "-1", "--engine", "/none", "-o", "-"], "stream_chunk_size is -1"),
+        (["hello", "--stream", "--pause", "-1", "--engine", "/none", "-o", "-"], "pause is -1"),
     ],
 )
 def test_what_is_refused(arguments: list[str], message: str) -> None:
@@ -160,6 +166,8 @@ def test_without_a_sound_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(MissingDependency, match=r"pip install 'tortoise-rt\[play\]', or write to a file"):
         sinks.PlayerSink()
+    result = run("say", "hello", "--stream", "--engine", "/none")  # before an engine is looked for
+    assert result.exit_code == 2 and "nothing to play sound with" in result.output
 
 
 def test_a_sound_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +213,17 @@ def test_closed_descriptors(closed: str, text: str, said: str) -> None:
     command = f'"{sys.executable}" -m tortoise_rt say --stream {text} -o - {closed}'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_terminal_gets_no_samples() -> None:
+    import pty
+
+    main, side = pty.openpty()
+    with os.fdopen(main, "rb"), os.fdopen(side, "wb") as terminal:
+        done = subprocess.run(
+            [*PROGRAM, TEXT, "--stream", "-o", "-"], stdout=terminal, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 2 and b"standard output is a terminal" in done.stderr
 
 
 def test_the_header_of_a_pipe() -> None:

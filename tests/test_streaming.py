@@ -275,6 +275,9 @@ def test_pace() -> None:
     pace.add(2.4, 1.0)  # all was heard at 2.0
     assert pace.gap == pytest.approx(0.4) and pace.in_hand(2.4) == pytest.approx(1.0)
     assert pace.factor == pytest.approx(1.2) and "longest gap 0.40 s" in pace.report()
+    pace.idle += 2.0  # nobody took the sound, or there was no text
+    pace.add(5.5, 1.0)  # all was heard at 3.4: 2.1 s of silence, of which 0.1 for want of sound
+    assert pace.gap == pytest.approx(0.4) and pace.spent == pytest.approx(3.5)
 
 
 @pytest.mark.parametrize("arguments", [{"decoder": "diffusion"}, {"num_autoregressive_samples": 2}])

@@ -205,11 +205,12 @@ def test_arguments_of_the_wrong_kind(
         ({"stream_chunk_size": 1.5}, "stream_chunk_size must be an integer"),
         ({"stream_chunk_size": -1}, "stream_chunk_size is -1"),
         ({"k": 2}, "a stream is one clip"),
+        ({"preset": "ultra_fast", "stream_chunk_size": 40}, "here a piece is a sentence"),
     ],
 )
 def test_streams_that_cannot_be(speaker: TextToSpeech, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
-        next(speaker.tts_stream(TEXT, **arguments))
+    with pytest.raises(SettingsError, match=message):  # at once, before any sound is asked for
+        speaker.tts_stream(TEXT, **arguments)
 
 
 def test_numbers_may_be_numpys(speaker: TextToSpeech) -> None:

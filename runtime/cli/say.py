@@ -129,17 +129,18 @@ def say(
     from ..audio import write_wav
     from ..autoregressive import ROWS
     from ..checking import one_voice, retried
+    from ..config import check_number
     from ..debug_state import check_folder, save_debug_state
     from ..defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for, settings_origins
     from ..explain import describe_voice
     from ..explain import explain as explain_request
     from ..pipeline import Pipeline, check_seed
-    from ..reading import PAUSE, Reader
+    from ..reading import LONGEST_PAUSE, PAUSE, Reader
     from ..redaction import check as check_brackets
     from ..rng import fresh_seed
     from ..scheduler import Scheduler
     from ..sentences import Sentence, cut
-    from ..sinks import synthetic_comment
+    from ..sinks import open_sink, synthetic_comment
     from ..text import Tokenizer
     from ..tts import checked_parts, choose_engine, choose_tokenizer, chunks_of
     from ..voice import check_folders, load_voice
@@ -160,6 +161,10 @@ def say(
     speaker = None if voice is None else load_voice(voice, voice_dirs)
     if tokenizer is not None:
         Tokenizer(tokenizer)
+    if stream:
+        chunks = None if chunk is None and first_chunk is None else chunks_of(chunk, first_chunk)
+        check_number("pause", PAUSE if pause is None else pause, 0, LONGEST_PAUSE)
+        sink = None if explain else open_sink(output, synthetic_comment(not no_mark, f"seed {seed}"), raw=raw)
     start = time.perf_counter()
     opened = choose_engine(engine, checkpoints, backend, device, precision)
     load_seconds = time.perf_counter() - start
@@ -195,12 +200,11 @@ def say(
     if stream:
         with Scheduler(opened, chosen_tokenizer) as scheduler:
             reader = Reader(
-                scheduler, speaker, chosen, seed,
-                chunks=chunks_of(chunk, first_chunk), pause=PAUSE if pause is None else pause,
-            )  # fmt: skip
+                scheduler, speaker, chosen, seed, chunks=chunks, pause=PAUSE if pause is None else pause
+            )
             said = checked_parts(arriving_text()) if live else words
-            comment = synthetic_comment(not no_mark, f"seed {seed}")
-            write_stream(said, reader, output, comment, raw=raw, as_json=as_json, quiet=quiet, seed=seed)
+            assert sink is not None
+            write_stream(said, reader, sink, output, as_json=as_json, quiet=quiet, seed=seed)
         return
     assert output is not None
     paths = clip_paths(output, chosen.candidates)

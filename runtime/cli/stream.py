@@ -17,6 +17,7 @@ from ..errors import OutputError, TextError
 if TYPE_CHECKING:
     from ..engine import Engine
     from ..reading import Reader
+    from ..sinks import Sink
 
 READ_BYTES = 4096
 BROKEN_PIPE = 141  #: exit code of programs whose reader has gone: 128 + SIGPIPE
@@ -67,14 +68,18 @@ def stream_options(function: Any) -> Any:
 
 
 def write_stream(
-    text: str | Iterator[str], reader: Reader, output: Path | None, comment: str,
-    *, raw: bool, as_json: bool, quiet: bool, seed: int,
-) -> None:  # fmt: skip
-    """Read ``text`` to where ``output`` says, and report."""
-    from ..sinks import open_sink
-
+    text: str | Iterator[str],
+    reader: Reader,
+    sink: Sink,
+    output: Path | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+    seed: int,
+) -> None:
+    """Read ``text`` into ``sink``, which is where ``output`` says, and report."""
     try:
-        with open_sink(output, comment, raw=raw) as sink:
+        with sink:
             pieces = reader.read(text)
             try:
                 for piece in pieces:
@@ -89,8 +94,9 @@ def write_stream(
     pace = reader.pace
     name = "played" if output is None else "standard output" if str(output) == "-" else str(output)
     if as_json:
-        made = {"output": name, "seed": seed, "first_s": round(pace.first, 3), "audio_seconds": round(pace.sound, 3),
-                "seconds": round(pace.spent, 3), "longest_gap_s": round(pace.gap, 3)}  # fmt: skip
+        made = {"output": name, "seed": seed, "complete": reader.complete, "first_s": round(pace.first, 3),
+                "audio_seconds": round(pace.sound, 3), "seconds": round(pace.spent, 3),
+                "real_time_factor": round(pace.factor, 3), "longest_gap_s": round(pace.gap, 3)}  # fmt: skip
         click.echo(json.dumps(made), err=str(output) == "-")
     elif not quiet:
         click.echo(f"{name}: {pace.report()}, seed {seed}", err=str(output) == "-")

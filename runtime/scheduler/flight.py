@@ -24,6 +24,7 @@ class Job:
     computes_since: float | None = None  #: when its thread last went on, unless it waits
     waits_for: Turn | Draw | None = None
     draw: Draw | None = None  #: its samples
+    blocked: float = 0.0  #: seconds that it has waited for room for its pieces
 
 
 class Flight:
@@ -90,12 +91,13 @@ class Flight:
         handle = job.handle
         assert isinstance(handle, StreamHandle)
         with self.lock:
-            job.computes_since = None  # it is the listener that takes time
+            job.computes_since, full = None, time.monotonic()  # it is the listener that takes time
             self.lock.wait_for(lambda: job.error is not None or handle.has_room)
             job.computes_since = time.monotonic()
+            job.blocked += job.computes_since - full
             if job.error is not None:
                 raise job.error
-        handle.put(piece)
+        handle.put(piece, job.blocked)
 
     def notify(self) -> None:
         with self.lock:

@@ -111,6 +111,10 @@ class Policy:
         self._entries[request] = _Entry(request, int(priority), self._arrivals, deadline)
         self._arrivals += 1
 
+    def prioritize(self, request: int, priority: Priority) -> None:
+        """The request comes as ``priority`` says from now on."""
+        self._entries[request].priority = int(priority)
+
     def release(self, request: int) -> frozenset[int]:
         """The request is given up; -> its samples whose rows are free by that."""
         entry = self._entries[request]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -31,6 +33,7 @@ class Handle(Generic[T]):
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._result: T | None = None
         self._error: BaseException | None = None
+        self.began, self.ended = time.monotonic(), math.inf  #: when, by time.monotonic
 
     @property
     def done(self) -> bool:
@@ -69,6 +72,7 @@ class Handle(Generic[T]):
     def end(self, result: T | None = None, error: BaseException | None = None) -> None:
         """Once: the result or the error."""
         self._result, self._error = result, error
+        self.ended = time.monotonic()
         self._ended.set()
         self.sampled.set()
         self._events.put(None)
@@ -86,7 +90,9 @@ class StreamHandle(Handle[T]):
         """``taken`` is called whenever a piece was taken."""
         super().__init__(number, cancel)
         self._taken = taken
-        self._pieces: deque[Any] = deque()
+        self._pieces: deque[tuple[float, float, Any]] = deque()
+        #: of the piece that was taken last: when it was made, and for how long nothing was before, as nobody took pieces
+        self.made, self.blocked = self.began, 0.0
         self._news = threading.Condition()
 
     def __iter__(self) -> Iterator[Any]:
@@ -96,7 +102,7 @@ class StreamHandle(Handle[T]):
                     self._news.wait_for(lambda: self._pieces or self.done)
                     if not self._pieces:
                         break
-                    piece = self._pieces.popleft()
+                    self.made, self.blocked, piece = self._pieces.popleft()
                 self._taken()
                 yield piece
         finally:
@@ -107,10 +113,10 @@ class StreamHandle(Handle[T]):
     def has_room(self) -> bool:
         return len(self._pieces) < MOST_PIECES
 
-    def put(self, piece: Any) -> None:
-        """One piece more, for which there must be room."""
+    def put(self, piece: Any, blocked: float = 0.0) -> None:
+        """One piece more, for which there must be room; ``blocked``: seconds that were spent so far on waiting for room."""
         with self._news:
-            self._pieces.append(piece)
+            self._pieces.append((time.monotonic(), blocked, piece))
             self._news.notify_all()
 
     def end(self, result: T | None = None, error: BaseException | None = None) -> None:

@@ -176,6 +176,12 @@ class Scheduler:
                 raise
         return handle
 
+    def prioritize(self, handle: Handle[Any], priority: Priority) -> None:
+        """A request in flight comes as ``priority`` says from now on; nothing happens when it has ended."""
+        with self._flight.lock:
+            if handle.number in self.policy:
+                self.policy.prioritize(handle.number, Priority(priority))
+
     def close(self) -> None:
         """Give up what is in flight, and stop the loop. Then every handle has its result or its error."""
         with self._flight.lock:
