@@ -170,6 +170,9 @@ class OnnxEngine(Engine):
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
+        options.enable_mem_pattern = (
+            False  # shapes vary, and a block is kept for each: see session_options.jsonl
+        )
         provider_options: dict[str, str] = {}
         if self._kind == "cuda":
             provider_options = {"device_id": str(self._number), "use_tf32": "0"}
