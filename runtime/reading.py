@@ -77,10 +77,8 @@ class Reader:
         chunks: how a sentence that is heard while it is drawn is cut. pause: seconds of silence between sentences;
         split: off, a text that is given whole is one sentence.
         """
-        self.pace, self.complete = (
-            Pace(),
-            True,
-        )  #: of the latest reading; whether the voice stopped by itself each time
+        self.pace = Pace()  #: of the latest reading
+        self.complete = True  #: whether the voice stopped by itself each time
         self._by_pieces = settings.decoder == "hifigan" and settings.ar.samples == 1
         if chunks is not None and not self._by_pieces:
             raise SettingsError(
