@@ -136,7 +136,7 @@ def bench(
         rows: list[Row] = [
             {
                 **environment(),
-                "engine": opened.info.source,
+                "engine": Path(opened.info.source).name,
                 "notice": opened.info.notice,
                 "precisions": precisions,
             },
