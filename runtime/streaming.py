@@ -120,6 +120,7 @@ class Chunks:
     overlap: int = 0  #: more than 0: samples of the reference's cross-fade, see FadingDecoder
 
     HASTE = 0.7  #: share of the sound in hand that making the next piece may take
+    GAP = 0.5  #: seconds of silence that it may bring where speech is the quicker
 
     def __post_init__(self) -> None:
         check_number("first_chunk", self.first, 1, MOST_CODES, integer=True)
@@ -135,9 +136,9 @@ class Chunks:
         """
         if self.then is not None:
             return self.then
-        # Slower than speech no size keeps up, and large pieces are the quickest; by degrees, so that no gap is long.
-        able = self.HASTE * in_hand / code_seconds if code_seconds < CODE_SECONDS else MOST_GROWN
-        return int(max(min(able, MOST_GROWN, 2 * last), self.first))
+        # Slower than speech no size keeps up: the larger the quicker, and the longer the gaps.
+        seconds = self.HASTE * in_hand if code_seconds < CODE_SECONDS else in_hand + self.GAP
+        return int(max(min(seconds / code_seconds, MOST_GROWN, 2 * last), self.first))
 
     def decoder(self, engine: Engine, voice: Array) -> Decoder:
         """Makes the pieces, from the autoregressive voice latent (1, dim)."""

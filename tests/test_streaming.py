@@ -226,7 +226,14 @@ def test_pieces_grow_with_the_sound_in_hand() -> None:
     assert 8 < chunks.size(0.5, CODE_SECONDS / 2, 30) < chunks.size(1.0, CODE_SECONDS / 2, 30) < 60
     assert chunks.size(100, CODE_SECONDS / 2, 30) == chunks.size(100, CODE_SECONDS / 2, 60) == 60
     assert chunks.size(100, CODE_SECONDS / 2, 8) == 16  # by degrees
-    assert chunks.size(0.1, 2 * CODE_SECONDS, 40) == 60  # too slow to keep up: as few pieces as can be
+    # Too slow to keep up: each piece brings half a second of silence, so sizes approach those that do.
+    size = 8
+    for _ in range(20):
+        made, heard = chunks.size(size * CODE_SECONDS, 1.4 * CODE_SECONDS, size), size * CODE_SECONDS
+        assert made * 1.4 * CODE_SECONDS - heard <= 0.5 + 1e-9
+        size = made
+    assert 0.85 * 0.5 / (0.4 * CODE_SECONDS) < size <= 0.5 / (0.4 * CODE_SECONDS)
+    assert chunks.size(3, 1.01 * CODE_SECONDS, 60) == 60 and chunks.size(0, 9 * CODE_SECONDS, 60) == 8
     assert Chunks(5, 6).size(100, 0.001, 1) == 6
     for wrong, name in ((Chunks, "first_chunk"), (lambda n: Chunks(8, n), "stream_chunk_size")):
         with pytest.raises(SettingsError, match=f"{name} is 0"):
