@@ -228,7 +228,7 @@ class Pipeline:
                 if len(piece):
                     pace.add(now - began, len(piece) / SAMPLE_RATE)
                     yield piece
-                    pace.idle += clock() - now
+                    pace.rest(now - began, clock() - began)
                 pace.code_seconds = (now - last) / len(drawn)
                 size = chunks.size(pace.in_hand(now - began), pace.code_seconds, size)
                 last = clock()

@@ -108,24 +108,24 @@ class Reader:
         sentences = _Sentences(text, self._fitting, whole, self._settings.redaction)
         following: Future[_Said | None] | None = None
         with ThreadPoolExecutor(1, "ahead") as ahead:
-            present = self._begin(sentences.next())
-            self._began = self._ended = time.monotonic()
+            present: _Said | None = None
             try:
+                present = self._begin(sentences.next())
+                self._began = self._told = time.monotonic()
                 while present is not None:
-                    self._scheduler.prioritize(present.handle, Priority.STREAM)
                     following = ahead.submit(self._after, present, sentences)
                     first = True
-                    for wav in self._sound(present):
+                    for wav in self._sound(present, following):
+                        if first:  # there is time now
+                            following.add_done_callback(self._hasten)
                         yield Piece(wav, present.number, present.sentence.text, first)
                         first = False
                     present = following.result()
             finally:
                 sentences.close()
-                if present is not None:
-                    present.handle.cancel()
-                said = None if following is None or following.exception() else following.result()
-                if said is not None:
-                    said.handle.cancel()
+                for said in (present, None if following is None else _result(following)):
+                    if said is not None:
+                        said.handle.cancel()
         if sentences.given == 0:
             raise TextError("there is nothing to say: the text is empty once cleaned")
 
@@ -135,10 +135,18 @@ class Reader:
         if sentences.closed:
             return None
         following = sentences.next()
-        return self._begin(following, Priority.STREAM if self.pace.sound else Priority.NORMAL)
+        return self._begin(following, Priority.STREAM if self.pace.sound else Priority.NORMAL, continues=True)
+
+    def _hasten(self, following: Future[_Said | None]) -> None:
+        said = _result(following)
+        if said is not None:
+            self._scheduler.prioritize(said.handle, Priority.STREAM)
 
     def _begin(
-        self, numbered: tuple[int, Sentence] | None, priority: Priority = Priority.STREAM
+        self,
+        numbered: tuple[int, Sentence] | None,
+        priority: Priority = Priority.STREAM,
+        continues: bool = False,
     ) -> _Said | None:
         if numbered is None:
             return None
@@ -148,25 +156,21 @@ class Reader:
         handle: Handle[Any]
         whole = self._pipeline.prompt(sentence.text, self._settings) is not None
         if self._by_pieces and not whole:
-            handle = self._scheduler.stream(*request, chunks=self._beginning(), priority=priority)
+            chunks = self._beginning()
+            handle = self._scheduler.stream(*request, chunks=chunks, priority=priority, continues=continues)
         else:
-            handle = self._scheduler.submit(*request, priority=priority)
+            handle = self._scheduler.submit(*request, priority=priority, continues=continues)
         return _Said(number, sentence, handle)
 
-    def _sound(self, said: _Said) -> Iterator[Array]:
-        handle, pace = said.handle, self.pace
+    def _sound(self, said: _Said, following: Future[_Said | None]) -> Iterator[Array]:
+        handle = said.handle
         silence = self._silence(said) if said.number else 0
-        pace.idle += max(0.0, handle.began - self._ended)  # there was no text, or nobody took the last sound
-        idle = pace.idle
         for wav in handle if isinstance(handle, StreamHandle) else [handle.result().wavs[0]]:
             wav = np.concatenate([np.zeros(silence, np.float32), wav])
-            made = handle.ended
-            if isinstance(handle, StreamHandle):
-                made, pace.idle = handle.made, idle + handle.blocked
-            pace.add(made - self._began, len(wav) / SAMPLE_RATE)
+            made = handle.made if isinstance(handle, StreamHandle) else handle.ended
+            self._tell(made, len(wav) / SAMPLE_RATE, said, _result(following) if following.done() else None)
             yield wav
             silence = 0
-        self._ended = handle.ended
         result = handle.result()
         if isinstance(result, Pace):
             self._code_seconds = result.code_seconds or self._code_seconds  # 0 where one piece was all
@@ -175,6 +179,15 @@ class Reader:
             log.warning(
                 "the voice did not stop by itself, so words may be missing: %r", said.sentence.text[:60]
             )
+
+    def _tell(self, made: float, seconds: float, *in_flight: _Said | None) -> None:
+        """Tell the pace of a piece, and of the time before it in which none of the sentences could be worked on."""
+        busy = sorted(times for said in in_flight if said is not None for times in said.handle.busy())
+        for start, end in busy:
+            if self._told < min(start, made):
+                self.pace.rest(self._told - self._began, min(start, made) - self._began)
+            self._told = max(self._told, min(end, made))
+        self.pace.add(made - self._began, seconds)
 
     def _beginning(self) -> Chunks:
         """The next sentence's pieces: while others are heard the first may be as large as there is sound in hand for."""
@@ -195,6 +208,11 @@ class Reader:
             return
         for number, part in enumerate(fitted(sentence.text, self._fits, brackets)):
             yield Sentence(part, sentence.new_paragraph and number == 0)
+
+
+def _result(following: Future[_Said | None]) -> _Said | None:
+    """What came of it; waits for that."""
+    return None if following.exception() else following.result()
 
 
 class _Sentences:

@@ -138,7 +138,7 @@ class Chunks:
             return self.then
         # Slower than speech no size keeps up: the larger the quicker, and the longer the gaps.
         seconds = self.HASTE * in_hand if code_seconds < CODE_SECONDS else in_hand + self.GAP
-        return int(max(min(seconds / code_seconds, MOST_GROWN, 2 * last), self.first))
+        return int(max(min(seconds / code_seconds, MOST_GROWN, 2 * last), min(self.first, Chunks.first)))
 
     def decoder(self, engine: Engine, voice: Array) -> Decoder:
         """Makes the pieces, from the autoregressive voice latent (1, dim)."""
@@ -149,26 +149,32 @@ class Chunks:
 class Pace:
     """How a stream keeps up with a listener, who hears it from the first piece on.
 
-    Time in which nothing could be made, since no text was there or nobody took the pieces, counts nowhere: see ``idle``.
+    Time in which nothing could be made, since no text was there or nobody took the pieces, counts nowhere: see :meth:`rest`.
+    Times are seconds since the start.
     """
 
     first: float = 0.0  #: seconds to the first sound
     sound: float = 0.0  #: seconds of sound given so far
     gap: float = 0.0  #: the longest silence for want of sound, seconds
     spent: float = 0.0  #: seconds of work to the last piece
-    idle: float = 0.0  #: seconds so far in which nothing could be made: for whoever keeps the time to add up
+    idle: float = 0.0  #: seconds in which nothing could be made
     code_seconds: float = 0.0  #: what a code of the last piece has taken, drawn and decoded; 0 before
     complete: bool = False  #: whether the voice stopped by itself, rather than at the limit of codes
     _ends: float = 0.0  #: when the listener has heard all that was given
-    _idle: float = 0.0  #: ``idle`` at the last piece
+    _resumed: float = 0.0  #: when something could be made again
+
+    def rest(self, start: float, end: float) -> None:
+        """Nothing could be made from ``start`` to ``end``, since the last piece."""
+        self.idle += end - start
+        self._resumed = end
 
     def add(self, now: float, seconds: float) -> None:
-        """A piece of ``seconds`` is made, ``now`` seconds after the start."""
+        """A piece of ``seconds`` is made."""
         if self.sound == 0:
             self._ends, self.first = now, now - self.idle
-        self.gap = max(self.gap, now - self._ends - (self.idle - self._idle))
+        self.gap = max(self.gap, now - max(self._ends, self._resumed))
         self._ends = max(self._ends, now) + seconds
-        self._idle, self.spent = self.idle, now - self.idle
+        self.spent = max(self.spent, now - self.idle)
         self.sound += seconds
 
     def in_hand(self, now: float) -> float:

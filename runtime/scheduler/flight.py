@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ class Job:
     computes_since: float | None = None  #: when its thread last went on, unless it waits
     waits_for: Turn | Draw | None = None
     draw: Draw | None = None  #: its samples
-    blocked: float = 0.0  #: seconds that it has waited for room for its pieces
 
 
 class Flight:
@@ -91,13 +91,15 @@ class Flight:
         handle = job.handle
         assert isinstance(handle, StreamHandle)
         with self.lock:
-            job.computes_since, full = None, time.monotonic()  # it is the listener that takes time
-            self.lock.wait_for(lambda: job.error is not None or handle.has_room)
-            job.computes_since = time.monotonic()
-            job.blocked += job.computes_since - full
+            if not handle.has_room:  # it is the listener that takes time
+                job.computes_since, full = None, time.monotonic()
+                handle.rests.append((full, math.inf))
+                self.lock.wait_for(lambda: job.error is not None or handle.has_room)
+                job.computes_since = time.monotonic()
+                handle.rests[-1] = full, job.computes_since
             if job.error is not None:
                 raise job.error
-        handle.put(piece, job.blocked)
+        handle.put(piece)
 
     def notify(self) -> None:
         with self.lock:
