@@ -1,7 +1,7 @@
 """Text of any length, or still arriving -> sound in pieces, sentence by sentence.
 
 While a sentence is decoded and heard, the next is drawn. Sentence number n is said with seed + n, so that each can be
-made again alone.
+made again alone; a random voice is that of the seed, in all of them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from .conditioning import one_voice
 from .config import Settings, check_number
 from .engine import Array
 from .errors import SettingsError, TextError
 from .fitting import fitted, fitting
 from .pipeline import Pipeline, check_seed
-from .redaction import outside, whole_brackets
-from .rng import MAX_SEED
+from .redaction import all_in_brackets, outside, whole_brackets
+from .rng import nth_seed
 from .scheduler import Handle, Priority, Scheduler, StreamHandle
 from .sentences import Sentence, cut
 from .spec import SAMPLE_RATE
@@ -57,6 +58,32 @@ class _Said:
     handle: Handle[Any]
 
 
+def check(settings: Settings) -> Settings:
+    """``settings``; raises a SettingsError where nothing can be read by them."""
+    if settings.check:
+        raise SettingsError(
+            "clips are checked when they are complete, and a reading is heard before: leave check out"
+        )
+    return settings
+
+
+def sentences_said(
+    text: str | Iterable[str], fits: Callable[[str], int], brackets: bool, split: bool = True
+) -> Iterator[Sentence]:
+    """What is said one after the other: sentences, those joined that brackets hold together, those halved that are too long.
+
+    ``fits`` as :func:`tortoise_rt.fitting.fitting` makes it. Sentences of which nothing is heard are passed over.
+    """
+    sentences = cut(text) if split or not isinstance(text, str) else iter([Sentence(text)])
+    for sentence in whole_brackets(sentences) if brackets else sentences:
+        if brackets and not fits(outside(sentence.text)):
+            continue
+        halved = fitted(sentence.text, fits, brackets)
+        heard = [part for part in halved if not (brackets and all_in_brackets(part))]
+        for number, part in enumerate(heard):
+            yield Sentence(part, sentence.new_paragraph and number == 0)
+
+
 class Reader:
     """Reads texts aloud on a scheduler."""
 
@@ -86,14 +113,10 @@ class Reader:
                 "(--chunk, stream_chunk_size and the like)"
             )
         self._split = split
-        self._scheduler, self._voice, self._settings = scheduler, voice, settings
+        self._scheduler, self._voice, self._settings = scheduler, voice, check(settings)
         self._seed, self._chunks = check_seed(seed), chunks or Chunks()
         self._code_seconds = 0.0  #: what a code of the last sentence has taken
         self._pause = float(check_number("pause", pause, 0, LONGEST_PAUSE))
-        if settings.check:
-            raise SettingsError(
-                "clips are checked when they are complete, and a reading is heard before: leave check out"
-            )
         self._pipeline = Pipeline(scheduler.engine, scheduler.tokenizer)
         self._pipeline.check(voice, settings)
         self._fits = fitting(scheduler.engine, scheduler.tokenizer)
@@ -104,8 +127,11 @@ class Reader:
         Raises TextError where there is nothing to say, and what a sentence failed with.
         """
         self.pace, self.complete = Pace(), True
-        whole = [Sentence(text)] if isinstance(text, str) and not self._split else None
-        sentences = _Sentences(text, self._fitting, whole, self._settings.redaction)
+        if self._voice is None:  # one for all sentences, whose seeds differ
+            draw = lambda engine: one_voice(engine, None, self._settings, self._seed)  # noqa: E731
+            self._voice = self._scheduler.call(draw).result()
+        whole = sentences_said(text, self._fits, self._settings.redaction, self._split)
+        sentences = _Sentences(whole, live=not isinstance(text, str))
         following: Future[_Said | None] | None = None
         with ThreadPoolExecutor(1, "ahead") as ahead:
             present: _Said | None = None
@@ -151,8 +177,7 @@ class Reader:
         if numbered is None:
             return None
         number, sentence = numbered
-        seed = (self._seed + number) % (MAX_SEED + 1)
-        request = sentence.text, self._voice, self._settings, seed
+        request = sentence.text, self._voice, self._settings, nth_seed(self._seed, number)
         handle: Handle[Any]
         whole = self._pipeline.prompt(sentence.text, self._settings) is not None
         if self._by_pieces and not whole:
@@ -201,14 +226,6 @@ class Reader:
         longer = PARAGRAPH if said.sentence.new_paragraph else 1.0
         return round(self._pause * longer * SAMPLE_RATE)
 
-    def _fitting(self, sentence: Sentence) -> Iterator[Sentence]:
-        """The sentence, halved as often as its tokens are too many; nothing where there is nothing to say."""
-        brackets = self._settings.redaction
-        if brackets and not self._fits(outside(sentence.text)):
-            return
-        for number, part in enumerate(fitted(sentence.text, self._fits, brackets)):
-            yield Sentence(part, sentence.new_paragraph and number == 0)
-
 
 def _result(following: Future[_Said | None]) -> _Said | None:
     """What came of it; waits for that."""
@@ -216,24 +233,15 @@ def _result(following: Future[_Said | None]) -> _Said | None:
 
 
 class _Sentences:
-    """The numbered sentences of a text. One that is still arriving is read in a thread, AHEAD sentences at most."""
+    """Sentences, numbered. Those of a text that is still arriving (``live``) are read in a thread, AHEAD at most."""
 
-    def __init__(
-        self,
-        text: str | Iterable[str],
-        fitting: Callable[[Sentence], Iterator[Sentence]],
-        whole: Iterable[Sentence] | None,
-        brackets: bool,
-    ) -> None:
-        """whole: the sentences, where the text is not to be cut; brackets: whether they hold sentences together."""
+    def __init__(self, rest: Iterator[Sentence], live: bool) -> None:
         self.given = 0
         self._queue: queue.Queue[Sentence | BaseException | None] = queue.Queue(AHEAD)
         self._closed = threading.Event()
         self._ended = False
-        self._live = not isinstance(text, str)
-        sentences = whole or (whole_brackets(cut(text)) if brackets else cut(text))
-        self._rest = (part for sentence in sentences for part in fitting(sentence))
-        if self._live:
+        self._rest, self._live = rest, live
+        if live:
             threading.Thread(target=self._read, name="text", daemon=True).start()
 
     @property

@@ -13,10 +13,12 @@ import pytest
 from scheduling import TOKENIZER, WAIT, Counting, scheduler, settings, settle, voice
 
 from tortoise_rt.backends.fake import FakeEngine
+from tortoise_rt.conditioning import random_latents
 from tortoise_rt.engine import Array
 from tortoise_rt.errors import EngineError, RequestError, SettingsError, TextError
 from tortoise_rt.pipeline import Pipeline
-from tortoise_rt.reading import PARAGRAPH, PAUSE, Reader, _Said
+from tortoise_rt.reading import PARAGRAPH, PAUSE, Reader, _Said, sentences_said
+from tortoise_rt.rng import Philox
 from tortoise_rt.scheduler import Priority, Scheduler, StreamHandle, loop
 from tortoise_rt.sentences import Sentence
 from tortoise_rt.spec import SAMPLE_RATE
@@ -55,6 +57,32 @@ def test_sentences_are_those_said_alone(arguments: dict[str, Any]) -> None:
     clips = [alone(text, 7 + number, **arguments) for number, text in enumerate(said)]
     wanted = np.concatenate([clips[0], pause, clips[1], pause, clips[2], longer, clips[3]])
     assert found.shape == wanted.shape and np.abs(found - wanted).max() < 1e-5
+
+
+@pytest.mark.parametrize("arguments", [{}, {"decoder": "diffusion"}])
+def test_a_random_voice_is_one_voice(arguments: dict[str, Any]) -> None:
+    """The same for all sentences: that of the seed, as the first sentence alone has it."""
+    engine, chosen = FakeEngine(), settings(**{**QUICK, **arguments})
+    drawn = random_latents(engine, Philox(7), chosen.decoder)
+    texts = ["The boat came in.", "Who was on it?", "Nobody knew."]
+    with scheduler(engine) as made:
+        speaker = Reader(made, None, chosen, 7, pause=0)
+        found = [np.concatenate([p.wav for p in speaker.read(" ".join(texts))]) for _ in range(2)]
+    pipeline = Pipeline(FakeEngine(), Tokenizer(TOKENIZER))
+    clips = [
+        pipeline.synthesize(text, drawn, chosen, 7 + number).wavs[0] for number, text in enumerate(texts)
+    ]
+    for wav in found:
+        assert np.abs(wav - np.concatenate(clips)).max() < 1e-5
+    np.testing.assert_array_equal(clips[0], pipeline.synthesize(texts[0], None, chosen, 7).wavs[0])
+
+
+def test_halves_that_are_all_in_brackets_are_passed_over() -> None:
+    fits = lambda text: -(-len(text) // 40)  # noqa: E731
+    text = f"[{'so very sad ' * 8}] please feed me. [Thanks.] ! One."
+    assert [s.text for s in sentences_said(text, fits, brackets=True)] == [
+        "[so very sad ] please feed me.", "[Thanks.] ! One.",
+    ]  # fmt: skip
 
 
 def test_a_text_can_be_one_clip() -> None:
