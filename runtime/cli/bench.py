@@ -209,6 +209,7 @@ def measure(
             bar(f"{case.graph}, {case.what}", done, len(cases))
             found.append(bench_of.time_graph(engine, case, repeats, limits))
         show(found)
+        show(bench_of.precision_errors(engine))
     if "presets" in parts:
         found = []
         for done, preset in enumerate(presets):
@@ -278,6 +279,7 @@ def report(rows: Sequence[Row]) -> str:
     columns = {
         "graph": ("graph", "what", "precision", "error", "ms", "ms_least", "ms_most", "gflops", "share_of_arithmetic",
                   "gb_per_second", "share_of_memory"),
+        "error": ("graph", "precision", "error"),
         "synthesis": ("preset", "samples", "steps", "decoder", "audio_s", "seconds", "real_time_factor", "peak_rss_mib"),
         "stream": ("first_s", "audio_s", "seconds", "real_time_factor", "longest_gap_s"),
         "texts": ("tokens", "seconds", "audio_s", "audio_per_second"),
