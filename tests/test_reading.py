@@ -367,7 +367,7 @@ def test_a_sentence_begins_with_as_much_as_the_sound_in_hand_allows() -> None:
         for seconds, in_hand, codes in (
             (0.0, 9.0, 8),
             (quick, 9.0, 60),
-            (quick, 0.5, 15),
+            (quick, 0.5, 12),
             (quick, 0.0, 8),
             (slow, 9.0, 8),
         ):

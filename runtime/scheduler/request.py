@@ -94,8 +94,8 @@ class StreamHandle(Handle[T]):
     is merely dropped holds its place.
     """
 
-    def __init__(self, number: int, cancel: Callable[[], None], taken: Callable[[], None]) -> None:
-        """``taken`` is called whenever a piece was taken."""
+    def __init__(self, number: int, cancel: Callable[[], None], taken: Callable[[int], None]) -> None:
+        """``taken`` is called with the number whenever a piece was taken."""
         super().__init__(number, cancel)
         self._taken = taken
         self._pieces: deque[tuple[float, Any]] = deque()  #: and when each was made
@@ -110,7 +110,7 @@ class StreamHandle(Handle[T]):
                     if not self._pieces:
                         break
                     self.made, piece = self._pieces.popleft()
-                self._taken()
+                self._taken(self.number)
                 yield piece
         finally:
             self.cancel()  # nothing where it has ended

@@ -137,7 +137,7 @@ class Scheduler:
                     return end.value
                 self._flight.give(job, piece)
 
-        handle = functools.partial(StreamHandle, taken=self._flight.notify)
+        handle = functools.partial(StreamHandle, taken=self._flight.taken)
         return self._start(speak, priority, timeout, handle, continues)
 
     def _pipeline(self, job: Job, engine: Engine, settings: Settings) -> Pipeline:
@@ -167,8 +167,7 @@ class Scheduler:
             deadline = None if timeout is None else time.monotonic() + timeout
             self.policy.submit(number, Priority(priority), deadline, continues)
             handle = make_handle(number, lambda: self._flight.give_up(number))
-            job = Job(number, handle, computes_since=time.monotonic())
-            self._flight.jobs[number] = job
+            job = self._flight.join(number, handle)
             try:
                 self._loop.start()
                 threading.Thread(
