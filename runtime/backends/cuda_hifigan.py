@@ -1,4 +1,4 @@
-"""HiFi-GAN in few shapes: each takes the library a tenth of a second to plan, and is recorded. Pieces of streams vary."""
+"""HiFi-GAN in few shapes: the library takes long to plan a new one, each is recorded, and pieces of streams vary."""
 
 from __future__ import annotations
 
