@@ -340,17 +340,20 @@ def test_device_names_are_checked_first() -> None:
             open_engine(demo_folder(), device=device)
 
 
-def test_cuda_on_a_bundle_for_the_cpu(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_and_the_cpu_have_bundles_of_their_own(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = pytest.importorskip("onnxruntime")
     assert open_engine(whole).info.device == "cpu"
+    with pytest.raises(BundleMismatch, match="the device asked for is cuda.*export --target cuda"):
+        open_engine(whole, device="cuda")
+    edit(whole, "target/device", "cuda")
     monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(EngineError, match=r"needs ONNX Runtime's CUDAExecutionProvider.*tortoise-rt\[gpu\]"):
         open_engine(whole, device="cuda:1")
     monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    assert open_engine(whole, device="cuda:1").info.device == "cuda:1"
-    edit(whole, "precision/ar_step", "int8")
-    with pytest.raises(BundleMismatch, match="export --target cuda"):
-        open_engine(whole, device="cuda")
+    engine = open_engine(whole, device="cuda:1")
+    assert engine.info.device == "cuda:1" and type(engine).__name__ == "StandardEngine"
+    told = engine._provider_options(SimpleNamespace(add_session_config_entry=lambda *entry: None))  # type: ignore[attr-defined]
+    assert told == {"device_id": "1", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 
 
 def test_bundles_for_other_machines(whole: Path) -> None:

@@ -166,12 +166,12 @@ def check_precision(name: str | None) -> None:
     from .export import missing_build_package
 
     try:
-        from tortoise_rt.export.bundle import AUTO
-        from tortoise_rt.export.quantize import PRECISIONS
+        from tortoise_rt.export.targets import TARGETS
     except ImportError as error:
         raise missing_build_package(error, "making random weights (or name an --engine)") from error
-    if name not in (*PRECISIONS, AUTO):
-        raise SettingsError(f"no precision is called {name!r}. {suggest(name, (*PRECISIONS, AUTO))}")
+    known = TARGETS["cpu"].precisions
+    if name not in known:
+        raise SettingsError(f"no precision is called {name!r}. {suggest(name, known)}")
 
 
 def short_settings(engine: Engine) -> Any:
