@@ -29,9 +29,13 @@ class Build:
     """How plans are built."""
 
     library: Any  #: the module
-    capabilities: Sequence[str] = ()  #: compute capabilities to build for; empty: this GPU, or all that the library can
+    capabilities: Sequence[
+        str
+    ] = ()  #: compute capabilities to build for; empty: this GPU, or all that the library can
     workspace_mib: int = WORKSPACE_MIB
-    timing_cache: Path | None = None  #: where what was timed is kept from build to build, if the library times
+    timing_cache: Path | None = (
+        None  #: where what was timed is kept from build to build, if the library times
+    )
 
 
 def build_plan(graph: str, model: Path, plan: Path, dims: Dims, build: Build, steps: Steps) -> None:
@@ -136,7 +140,7 @@ def _monitor(library: Any, steps: Steps) -> Any:
     if not hasattr(library, "IProgressMonitor"):
         return None
 
-    class Monitor(library.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(library.IProgressMonitor):
         def __init__(self) -> None:
             library.IProgressMonitor.__init__(self)
             self.totals: dict[str, int] = {}

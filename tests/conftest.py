@@ -14,7 +14,7 @@ from hub import Server, serving
 from tortoise_rt import fetch
 from tortoise_rt.backends import open_engine
 from tortoise_rt.backends.fake import FakeEngine
-from tortoise_rt.engine import Engine
+from tortoise_rt.engine import Engine, EngineInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,6 +76,14 @@ def random_bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fast_bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As random_bundle, with nothing but what the fast decoder needs."""
     return export(data, tmp_path_factory.mktemp("bundles") / "fast", "autoregressive", "hifigan")
+
+
+@pytest.fixture(scope="session")
+def standard_graphs(tmp_path_factory: pytest.TempPathFactory) -> EngineInfo:
+    """All networks, tiny and with random weights, as graphs of standard operators. To be read, not changed."""
+    from standard import write_standard
+
+    return write_standard(tmp_path_factory.mktemp("standard"))
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ class FakeLibrary:
     def __init__(self, folder: Path, dims: Dims, device: FakeDevice) -> None:
         self.folder, self.dims, self.device = folder, dims, device
 
-    def Runtime(self, logger: Any) -> Any:  # noqa: N802
+    def Runtime(self, logger: Any) -> Any:
         return SimpleNamespace(
             deserialize_cuda_engine=lambda plan: FakePlan(self, plan, logger) if plan != b"bad" else None
         )

@@ -115,9 +115,13 @@ def test_hostile_checkpoints_are_not_executed(checkpoints: Path, folder: Path) -
 def test_a_bundle_for_cuda(checkpoints: Path, folder: Path) -> None:
     """Its graphs are compared on the CPU; where there is no CUDA it says so."""
     runtime = pytest.importorskip("onnxruntime")
-    result = ok("export", "--checkpoints", str(checkpoints), "--target", "cuda", "--precision", "fp16", "-o", "bundle")
+    result = ok(
+        "export", "--checkpoints", str(checkpoints), "--target", "cuda", "--precision", "fp16", "-o", "bundle"
+    )
     rows = [line.split() for line in result.output.splitlines()]
-    assert ["cvvp_speech", "fp16"] in [row[:2] for row in rows] and ["detector", "fp32"] in [row[:2] for row in rows]
+    assert ["cvvp_speech", "fp16"] in [row[:2] for row in rows] and ["detector", "fp32"] in [
+        row[:2] for row in rows
+    ]
     target = json.loads((folder / "bundle" / "manifest.json").read_text())["target"]
     assert (target["backend"], target["device"]) == ("onnx", "cuda")
     assert target["provider"] == "CUDAExecutionProvider" and target["requires"] == {"onnxruntime": "1.25"}

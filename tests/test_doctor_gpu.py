@@ -6,7 +6,9 @@ import pytest
 
 from tortoise_rt.cli.doctor_gpu import Driver, explain
 
-NONE = dict.fromkeys(("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt", "cuda-bindings"), "")
+NONE = dict.fromkeys(
+    ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt", "cuda-bindings"), ""
+)
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider, CPUExecutionProvider"
 DRIVER = Driver(13000)
 
@@ -29,11 +31,19 @@ def test_no_driver() -> None:
         ("ONNX Runtime", {"onnxruntime-gpu": "1.30"}, CUDA, "cpu", "ready, if CUDA and cuDNN are"),
         ("TensorRT for RTX", {}, CPU, "cpu", "tensorrt-rtx and cuda-bindings not installed: pip install"),
         ("TensorRT for RTX", {"tensorrt-rtx": "1.7"}, CPU, "cpu", "cuda-bindings not installed"),
-        ("TensorRT for RTX", {"tensorrt-rtx": "1.7", "cuda-bindings": "13.0"}, CPU, "cpu", "ready: tortoise-rt export"),
+        (
+            "TensorRT for RTX",
+            {"tensorrt-rtx": "1.7", "cuda-bindings": "13.0"},
+            CPU,
+            "cpu",
+            "ready: tortoise-rt export",
+        ),
         ("TensorRT", {"cuda-bindings": "13.0"}, CPU, "cpu", "--extra-index-url https://pypi.nvidia.com"),
     ],
 )
-def test_what_is_missing(way: str, installed: dict[str, str], providers: str, devices: str, says: str) -> None:
+def test_what_is_missing(
+    way: str, installed: dict[str, str], providers: str, devices: str, says: str
+) -> None:
     assert says in dict(explain(DRIVER, NONE | installed, providers, devices))[way]
 
 

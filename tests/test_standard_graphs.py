@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
+import onnx
 from standard import DATA, standard_engine, write_standard
 
 from tortoise_rt.backends import open_engine
 from tortoise_rt.backends.onnx_standard import StandardEngine
-from tortoise_rt.engine import Engine, KVCache
+from tortoise_rt.engine import Engine, EngineInfo, KVCache
 from tortoise_rt.errors import EngineError
 from tortoise_rt.export.checkpoints import Checkpoints
 from tortoise_rt.export.onnx import standard
@@ -30,8 +31,8 @@ STATELESS = [name for name, spec in GRAPHS.items() if not spec.stateful]
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> StandardEngine:
-    return standard_engine(write_standard(tmp_path_factory.mktemp("standard")))
+def engine(standard_graphs: EngineInfo) -> StandardEngine:
+    return standard_engine(standard_graphs)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,10 @@ def test_the_families_agree(engine: StandardEngine, fused: Engine, graph: str) -
 def test_positions_of_any_length(engine: StandardEngine, fused: Engine, time: int) -> None:
     """Position biases are laid out for every pair, within the table's reach and beyond."""
     inputs = random_inputs(
-        GRAPHS["diffusion_condition"], fused.dims, {"rows": 2, "frames": time, "codes": 1}, np.random.default_rng(0)
+        GRAPHS["diffusion_condition"],
+        fused.dims,
+        {"rows": 2, "frames": time, "codes": 1},
+        np.random.default_rng(0),
     )
     found = engine.run("diffusion_condition", **inputs)[0]
     assert relative_error(found, fused.run("diffusion_condition", **inputs)[0]) <= BOUND
@@ -104,7 +108,9 @@ def test_ragged_rows(engine: StandardEngine, fused: Engine) -> None:
         lengths = lengths[::-1]
     taken = [runs.take_rows(cache, [2, 0, 2]) for runs, cache in ((engine, ours), (fused, theirs))]
     codes, positions = np.array([[3], [4], [5]]), np.array(lengths)[[2, 0, 2], None]
-    found, wanted = (runs.ar_step(c, codes, positions) for runs, c in zip((engine, fused), taken, strict=True))
+    found, wanted = (
+        runs.ar_step(c, codes, positions) for runs, c in zip((engine, fused), taken, strict=True)
+    )
     assert max(relative_error(a, b) for a, b in zip(found, wanted, strict=True)) <= BOUND
 
 
@@ -120,7 +126,9 @@ def test_the_cache_is_written_in_place(engine: StandardEngine) -> None:
 
 def test_a_cache_beyond_what_was_exported(engine: StandardEngine) -> None:
     most = cache_capacity(engine.dims)
-    with pytest.raises(EngineError, match=f"a cache of {most + 1} positions; this engine was exported for {most}"):
+    with pytest.raises(
+        EngineError, match=f"a cache of {most + 1} positions; this engine was exported for {most}"
+    ):
         engine.new_cache(1, most + 1)
 
 
@@ -146,7 +154,9 @@ def test_bfloat16(tmp_path: Path) -> None:
     import torch
 
     rng = np.random.default_rng(0)
-    array = np.concatenate([rng.standard_normal(1000), [0, 1 + 2**-8, 1 + 3 * 2**-8, -1e-30, 3e38]]).astype(np.float32)
+    array = np.concatenate([rng.standard_normal(1000), [0, 1 + 2**-8, 1 + 3 * 2**-8, -1e-30, 3e38]]).astype(
+        np.float32
+    )
     bits = torch.from_numpy(array).bfloat16().view(torch.int16).numpy().view(np.uint16)
     assert np.array_equal(as_bfloat16(array), bits)
     with TensorWriter(tmp_path / "data") as writer:
@@ -171,5 +181,8 @@ def test_profiles_name_every_free_dimension(fused: Engine, graph: str) -> None:
 
 
 def test_the_wanted_frames_fit_the_windows(fused: Engine) -> None:
-    (least, usual, most), frames = wanted_values("hifigan", fused.dims), profiles("hifigan", fused.dims)[0]["frames"]
+    (least, usual, most), frames = (
+        wanted_values("hifigan", fused.dims),
+        profiles("hifigan", fused.dims)[0]["frames"],
+    )
     assert least[0] <= usual[0] < most[0] and least[1] <= usual[1] <= most[1] == frames[2]

@@ -17,7 +17,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
 from fake_gpu import FakeDevice, FakeLibrary
-from standard import DATA, standard_engine, write_standard
+from standard import DATA, standard_engine
 from test_standard_graphs import ragged
 
 from tortoise_rt.backends import open_engine, tensorrt
@@ -34,8 +34,8 @@ from tortoise_rt.spec import GRAPHS, cache_capacity
 
 
 @pytest.fixture(scope="module")
-def info(tmp_path_factory: pytest.TempPathFactory) -> EngineInfo:
-    return write_standard(tmp_path_factory.mktemp("plans"))
+def info(standard_graphs: EngineInfo) -> EngineInfo:
+    return standard_graphs
 
 
 def make_engine(info: EngineInfo, room: int = 1 << 30) -> TensorRTEngine:
@@ -93,7 +93,10 @@ def test_buffers_that_grow_forget_recordings(info: EngineInfo, plain: Engine) ->
     engine = make_engine(info)
     for frames in (8, 8, 8, 300, 8, 8, 8, 300, 300):
         inputs = random_inputs(
-            GRAPHS["univnet"], engine.dims, {"rows": 1, "frames": frames, "codes": 1}, np.random.default_rng(frames)
+            GRAPHS["univnet"],
+            engine.dims,
+            {"rows": 1, "frames": frames, "codes": 1},
+            np.random.default_rng(frames),
         )
         found = engine.run("univnet", **inputs)[0]
         assert relative_error(found, plain.run("univnet", **inputs)[0]) <= 1e-6
@@ -138,14 +141,18 @@ def test_memory_is_given_back(engine: TensorRTEngine) -> None:
 
 def test_out_of_memory(info: EngineInfo) -> None:
     engine = make_engine(info, room=8 << 20)
-    with pytest.raises(EngineError, match=r"cuda:0 has \d+ of 8 MiB free; a cache of 99 rows needs \d+ MiB more: draw"):
+    with pytest.raises(
+        EngineError, match=r"cuda:0 has \d+ of 8 MiB free; a cache of 99 rows needs \d+ MiB more: draw"
+    ):
         engine.new_cache(99, 100)
     assert engine.new_cache(1, 100).rows == 1
 
 
 def test_what_a_plan_was_not_built_for(engine: TensorRTEngine) -> None:
     rows = np.zeros((1, 100, 500), np.float32)
-    with pytest.raises(EngineError, match=r'"univnet" was built for at most mel \(4, 100, 416\), .*given mel \(1, 100, 500\)'):
+    with pytest.raises(
+        EngineError, match=r'"univnet" was built for at most mel \(4, 100, 416\), .*given mel \(1, 100, 500\)'
+    ):
         engine.run("univnet", mel=rows, noise=rows[:, :64])
     with pytest.raises(EngineError, match="a cache of 9999 positions; this engine was built for"):
         engine.new_cache(1, 9999)
@@ -154,11 +161,15 @@ def test_what_a_plan_was_not_built_for(engine: TensorRTEngine) -> None:
 def test_a_failure_names_graph_and_shapes(info: EngineInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine(info)
     monkeypatch.setattr("fake_gpu.FakeContext.execute_async_v3", lambda self, stream: False)
-    with pytest.raises(EngineError, match=r'graph "rlg_auto" failed on noise \(1, \d+\): the library gives no reason'):
+    with pytest.raises(
+        EngineError, match=r'graph "rlg_auto" failed on noise \(1, \d+\): the library gives no reason'
+    ):
         engine.run("rlg_auto", noise=np.zeros((1, engine.dims["rlg_auto.dim"]), np.float32))
 
 
-def test_what_cannot_be_recorded_runs_as_it_is(info: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_recorded_runs_as_it_is(
+    info: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = make_engine(info)
     monkeypatch.setattr(FakeDevice, "record", lambda self, work: None)
     noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
@@ -260,13 +271,21 @@ def test_a_bundle_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_bundle_for_another_backend(random_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleMismatch, match="exported for onnx; this is the tensorrt backend.*--target tensorrt"):
+    with pytest.raises(
+        BundleMismatch, match="exported for onnx; this is the tensorrt backend.*--target tensorrt"
+    ):
         open_engine(random_bundle, "tensorrt")
 
 
 def test_libraries_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, command in (("tensorrt", "pypi.nvidia.com"), ("tensorrt_rtx", r"pip install 'tortoise-rt\[tensorrt-rtx\]'")):
-        for absent in (None, SimpleNamespace(__version__="10.0")):  # not installed; a package that holds nothing
+    for name, command in (
+        ("tensorrt", "pypi.nvidia.com"),
+        ("tensorrt_rtx", r"pip install 'tortoise-rt\[tensorrt-rtx\]'"),
+    ):
+        for absent in (
+            None,
+            SimpleNamespace(__version__="10.0"),
+        ):  # not installed; a package that holds nothing
             monkeypatch.setitem(sys.modules, name, absent)
             with pytest.raises(MissingDependency, match=f"the library {name} cannot be loaded .*{command}"):
                 tensorrt.open_bundle(bundle(tmp_path, library=name))

@@ -293,9 +293,7 @@ class GraphBuilder(abc.ABC):
 
     def convolution(self, kind: str, x: str, key: str, weight: np.ndarray, **attributes: Any) -> str:
         """A Conv or ConvTranspose of ``weight``, which is ``key``'s in the shape that the node takes, and its bias."""
-        return self.op(
-            kind, x, self.tensor(f"{key}.weight", weight), self.param(f"{key}.bias"), **attributes
-        )
+        return self.op(kind, x, self.tensor(f"{key}.weight", weight), self.param(f"{key}.bias"), **attributes)
 
     def layer_norm(self, x: str, key: str) -> str:
         """Layer norm over the last axis."""

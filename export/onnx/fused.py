@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from tortoise_rt.export import quantize
-from tortoise_rt.spec import Dims, TensorSpec
+from tortoise_rt.spec import TensorSpec
 
 from .builder import GraphBuilder
 

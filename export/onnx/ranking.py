@@ -72,7 +72,9 @@ def _encoder(g: GraphBuilder, x: str, key: str, heads: int) -> str:
         inner = _inner(g, layer)
         out = _attend(g, h, inner, heads, rotation) if index % 2 == 0 else _feed_forward(g, h, inner)
         if index + 1 < layers:
-            h, residual = g.add_rms_norm(out, residual, f"{key}.attn_layers.layers.{index + 1}.0.0.g", RMS_EPSILON)
+            h, residual = g.add_rms_norm(
+                out, residual, f"{key}.attn_layers.layers.{index + 1}.0.0.g", RMS_EPSILON
+            )
         else:
             residual = g.add(out, residual)
     return g.layer_norm(residual, f"{key}.norm")

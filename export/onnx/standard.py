@@ -94,7 +94,10 @@ class StandardBuilder(GraphBuilder):
         return beside
 
     def convolution(self, kind: str, x: str, key: str, weight: np.ndarray, **attributes: Any) -> str:
-        factors = self._factor(f"{key}.weight", weight), self._factor(f"{key}.bias", self.weights[f"{key}.bias"])
+        factors = (
+            self._factor(f"{key}.weight", weight),
+            self._factor(f"{key}.bias", self.weights[f"{key}.bias"]),
+        )
         return self._whole(kind, self._half(x), *factors, **attributes)
 
     # --- operators ---

@@ -5,6 +5,7 @@ No error of the driver is passed over: each becomes an EngineError that says wha
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import weakref
 from collections.abc import Callable
@@ -48,7 +49,10 @@ class Device:
     def __init__(self, number: int = 0) -> None:
         self._driver = driver = _driver()
         self.number = number
-        self._check("start the driver", driver.cuInit(0))
+        try:
+            self._check("start the driver", driver.cuInit(0))
+        except RuntimeError:  # of cuda-bindings, which looks for the driver only now
+            raise EngineError("there is no NVIDIA driver here. See tortoise-rt doctor") from None
         count = self._check("count GPUs", driver.cuDeviceGetCount())
         if number >= count:
             raise EngineError(f"there is no cuda:{number}: this machine has {count} GPUs")
@@ -129,10 +133,10 @@ class Device:
         driver = self._driver
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._check("record", driver.cuStreamBeginCapture(self._stream, mode))
-        try:
+        with contextlib.suppress(
+            EngineError
+        ):  # what may not be recorded spoils the recording, which ends below
             work()
-        except EngineError:  # what may not be recorded spoils the recording, which ends below
-            pass
         error, graph = driver.cuStreamEndCapture(self._stream)
         if error != driver.CUresult.CUDA_SUCCESS or not int(graph):
             return None

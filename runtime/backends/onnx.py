@@ -343,9 +343,7 @@ def _check_provider(graph: str, provider: str, session: Any) -> None:
         )
 
 
-def _check_signature(
-    path: Path, graph: str, session: Any, dims: Dims, past: tuple[TensorSpec, ...]
-) -> None:
+def _check_signature(path: Path, graph: str, session: Any, dims: Dims, past: tuple[TensorSpec, ...]) -> None:
     """Raise a BundleError unless the model's inputs and outputs are those of the spec, with the sizes in ``dims``.
 
     ``past``: what it takes beside them; of each key and value it gives a new one.

@@ -143,7 +143,9 @@ class TensorRTEngine(Engine):
         return taken
 
     def _put_rows(self, target: KVCache, places: Array, source: KVCache, rows: Array) -> None:
-        if target.state is source.state and set(places) & set(rows):  # one copy could spoil what another reads
+        if target.state is source.state and set(places) & set(
+            rows
+        ):  # one copy could spoil what another reads
             state = self._take_rows(source, rows, target.capacity)
             source, rows = KVCache(state, source.lengths[rows], source.capacity), np.arange(len(rows))
         self._copy(target.state, places, source, rows)

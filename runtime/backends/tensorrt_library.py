@@ -76,7 +76,7 @@ class Messages:
         }
         messages = self
 
-        class Logger(library.ILogger):  # type: ignore[misc]
+        class Logger(library.ILogger):
             def __init__(self) -> None:
                 library.ILogger.__init__(self)
 

@@ -29,9 +29,13 @@ class _Plan:
     """A graph that is loaded."""
 
     engine: Any
-    profiles: list[dict[str, tuple[Any, Any, Any]]]  #: of each, the least, usual and most shape of every input
+    profiles: list[
+        dict[str, tuple[Any, Any, Any]]
+    ]  #: of each, the least, usual and most shape of every input
     contexts: dict[int, Any] = field(default_factory=dict)  #: profile -> what runs it
-    buffers: dict[str, tuple[Memory, Array]] = field(default_factory=dict)  #: name -> memory, and as much pinned
+    buffers: dict[str, tuple[Memory, Array]] = field(
+        default_factory=dict
+    )  #: name -> memory, and as much pinned
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Plans:
         # Values that say what is computed stay on the host.
         places |= {name: (array.ctypes.data, array.shape) for name, array in shaping.items()}
         context = self._context(graph, profile)
-        for name, (address, shape) in (places | cache).items():
+        for name, (address, shape) in [*places.items(), *cache.items()]:
             self._bind(graph, context, name, address, shape)
         for name, (address, _) in cache.items():
             self._bind(graph, context, f"new_{name}", address)
@@ -121,7 +125,9 @@ class Plans:
             engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             self._check_files()
             if engine is None:
-                raise BundleError(f"{path} cannot be loaded: {self._messages.last()}. Export the bundle again")
+                raise BundleError(
+                    f"{path} cannot be loaded: {self._messages.last()}. Export the bundle again"
+                )
             names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
             free = [
                 name
@@ -143,7 +149,9 @@ class Plans:
             if all(_within(array.shape, ranges[name]) for name, array in inputs.items() if name in ranges):
                 return number
         given = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
-        limits = ", ".join(f"{name} {tuple(profiles[-1][name][2])}" for name in inputs if name in profiles[-1])
+        limits = ", ".join(
+            f"{name} {tuple(profiles[-1][name][2])}" for name in inputs if name in profiles[-1]
+        )
         raise EngineError(
             f'graph "{graph}" was built for at most {limits}; it was given {given}: use shorter texts and clips'
         )
@@ -181,7 +189,10 @@ class Plans:
         if name not in plan.buffers or plan.buffers[name][0].nbytes < nbytes:
             room = 1 << (max(nbytes, LEAST_BUFFER) - 1).bit_length()
             self._grow()
-            plan.buffers[name] = self._device.allocate(room, f'the tensor "{name}"'), self._device.pinned(room)
+            plan.buffers[name] = (
+                self._device.allocate(room, f'the tensor "{name}"'),
+                self._device.pinned(room),
+            )
         return plan.buffers[name]
 
     def _grow(self) -> None:

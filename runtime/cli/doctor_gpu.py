@@ -63,7 +63,10 @@ def explain(
     if not driver.cuda:
         return [
             ("none", driver.problem),
-            ("without one", "engines can be built for other machines: tortoise-rt export --target tensorrt-rtx"),
+            (
+                "without one",
+                "engines can be built for other machines: tortoise-rt export --target tensorrt-rtx",
+            ),
         ]
     return [
         ("driver", f"runs CUDA up to {driver.cuda // 1000}.{driver.cuda % 1000 // 10}"),
