@@ -5,7 +5,6 @@ No error of the driver is passed over: each becomes an EngineError that says wha
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import weakref
 from collections.abc import Callable
@@ -133,12 +132,16 @@ class Device:
         driver = self._driver
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._check("record", driver.cuStreamBeginCapture(self._stream, mode))
-        with contextlib.suppress(
-            EngineError
-        ):  # what may not be recorded spoils the recording, which ends below
+        try:
             work()
+            recorded = True
+        except EngineError:  # it may not be recorded; what was begun must be ended all the same
+            recorded = False
         error, graph = driver.cuStreamEndCapture(self._stream)
-        if error != driver.CUresult.CUDA_SUCCESS or not int(graph):
+        if error != driver.CUresult.CUDA_SUCCESS:
+            return None
+        if not recorded:
+            driver.cuGraphDestroy(graph)
             return None
         executable = self._check("make a graph", driver.cuGraphInstantiate(graph, 0))
         self._check("forget a graph", driver.cuGraphDestroy(graph))
