@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from tortoise_rt import bundle as bundles
-from tortoise_rt.backends import onnx as backend
-from tortoise_rt.backends import open_engine
+from tortoise_rt.backends import onnx_checks, open_engine
 from tortoise_rt.bundle import MANIFEST, demo_folder, manifest_sha256, read_bundle, verify_files
 from tortoise_rt.errors import BundleError, BundleMismatch, EngineError
 
@@ -384,9 +383,9 @@ def placed(provider: str, **ops: str) -> Any:
 
 
 def test_nothing_runs_on_another_provider_silently() -> None:
-    cpu, cuda = backend.PROVIDERS["cpu"], backend.PROVIDERS["cuda"]
-    backend._check_provider("ar_step", cuda, placed(cuda, MatMul=cuda, Shape=cpu, Gather=cpu))
+    cpu, cuda = onnx_checks.PROVIDERS["cpu"], onnx_checks.PROVIDERS["cuda"]
+    onnx_checks.check_provider("ar_step", cuda, placed(cuda, MatMul=cuda, Shape=cpu, Gather=cpu))
     with pytest.raises(EngineError, match="has no GroupQueryAttention for it.*--device cpu"):
-        backend._check_provider("ar_step", cuda, placed(cuda, MatMul=cuda, GroupQueryAttention=cpu))
+        onnx_checks.check_provider("ar_step", cuda, placed(cuda, MatMul=cuda, GroupQueryAttention=cpu))
     with pytest.raises(EngineError, match=f"wants {cuda}, but ONNX Runtime chose {cpu}"):
-        backend._check_provider("ar_step", cuda, placed(cpu))
+        onnx_checks.check_provider("ar_step", cuda, placed(cpu))

@@ -11,7 +11,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,25 +18,14 @@ import numpy as np
 
 from ..engine import Array, Engine, EngineInfo, KVCache
 from ..errors import BundleError, BundleMismatch, EngineError, MissingDependency
-from ..spec import GRAPHS, Dims, TensorSpec, cache_names
+from ..spec import GRAPHS, TensorSpec, cache_names
+from .onnx_checks import PROVIDERS, cache_specs, check_provider, check_signature, first_line
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
 
 THREADS_VARIABLE = "TORTOISE_RT_THREADS"
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_ONNX_TYPES = {
-    "float32": "tensor(float)",
-    "float16": "tensor(float16)",
-    "int64": "tensor(int64)",
-    "int32": "tensor(int32)",
-}
 _DEVICE = re.compile(r"(cpu|cuda)(?::([0-9]{1,3}))?")
-#: what ONNX Runtime may keep on the CPU beside a GPU: arithmetic on shapes and indices
-_SHAPE_OPS = frozenset(
-    {"Cast", "Concat", "Gather", "Identity", "Range", "Shape", "Slice", "Squeeze", "Unsqueeze"}
-)
-_SHAPE_OPS |= {"Add", "Clip", "Div", "Less", "Max", "Min", "Mul", "Neg", "Sub", "Where"}
 
 
 def open_bundle(bundle: Bundle, device: str = "auto") -> OnnxEngine:
@@ -202,9 +190,9 @@ class OnnxEngine(Engine):
                 f"{path} cannot be loaded: {first_line(error)}. Export the bundle again"
             ) from None
         self._check_files()
-        _check_provider(graph, self._provider, session)
+        check_provider(graph, self._provider, session)
         past = self._cache_tensors(session) if GRAPHS[graph].stateful else ()
-        _check_signature(path, graph, session, self.dims, past)
+        check_signature(path, graph, session, self.dims, past)
         return session
 
     def _provider_options(self, options: Any) -> dict[str, str]:
@@ -315,76 +303,6 @@ class OnnxEngine(Engine):
         return logits, latents
 
 
-def _check_provider(graph: str, provider: str, session: Any) -> None:
-    """Raise an EngineError if the session computes anything but shapes elsewhere than on ``provider``."""
-    # The library falls back to the CPU with no more than a line on stderr, for sessions, nodes and single runs.
-    session.disable_fallback()
-    if (active := session.get_providers()[0]) != provider:
-        raise EngineError(
-            f'graph "{graph}" wants {provider}, but ONNX Runtime chose {active}: '
-            "tortoise-rt doctor says what is missing"
-        )
-    if provider == PROVIDERS["cpu"]:
-        return
-    if not hasattr(session, "get_provider_graph_assignment_info"):
-        raise EngineError(
-            f"this ONNX Runtime cannot tell what it runs on {provider}: pip install -U onnxruntime-gpu"
-        )
-    elsewhere = {
-        node.op_type
-        for part in session.get_provider_graph_assignment_info()
-        for node in part.get_nodes()
-        if part.ep_name != provider and node.op_type not in _SHAPE_OPS
-    }
-    if elsewhere:
-        raise EngineError(
-            f'graph "{graph}": {provider} has no {", ".join(sorted(elsewhere))} for it, so that it would run on '
-            "the CPU in part. Use --device cpu"
-        )
-
-
-def _check_signature(path: Path, graph: str, session: Any, dims: Dims, past: tuple[TensorSpec, ...]) -> None:
-    """Raise a BundleError unless the model's inputs and outputs are those of the spec, with the sizes in ``dims``.
-
-    ``past``: what it takes beside them; of each key and value it gives a new one.
-    """
-    spec = GRAPHS[graph]
-
-    def check(role: str, wanted: tuple[TensorSpec, ...], found: Any) -> None:
-        by_name = {value.name: value for value in found}
-        if set(by_name) != {t.name for t in wanted}:
-            raise BundleError(
-                f'{path}: {role}s {sorted(by_name)} are not those of graph "{spec.name}", '
-                f"{[t.name for t in wanted]}. Export the bundle again"
-            )
-        for tensor in wanted:
-            value = by_name[tensor.name]
-            # a free dimension must be free in the model too
-            sizes = [d if isinstance(d, int) else dims.get(d) for d in tensor.dims]
-            declared = [d if isinstance(d, int) else None for d in value.shape]
-            if value.type != _ONNX_TYPES[tensor.dtype] or declared != sizes:
-                raise BundleError(
-                    f"{path}: {role} {tensor.name} is {value.type} {value.shape} where {tensor.dtype} {tensor.dims}, "
-                    f"{sizes}, is needed. Export the bundle again"
-                )
-
-    present = tuple(replace(t, name=f"new_{t.name}") for t in past if t.name.startswith(("key_", "value_")))
-    check("input", spec.inputs + past, session.get_inputs())
-    check("output", spec.outputs + present, session.get_outputs())
-
-
-def cache_specs(session: Any, dims: Dims, dtype: str, capacity: str | int) -> tuple[TensorSpec, ...]:
-    """The keys and values that ar_step takes; the head size is the model's own, as heads may be padded."""
-    sizes = [i.shape[3] for i in session.get_inputs() if i.name == "key_0" and len(i.shape) == 4]
-    head = sizes[0] if sizes and isinstance(sizes[0], int) else 0
-    shape = ("rows", dims["ar.heads"], capacity, head)
-    return tuple(TensorSpec(name, dtype, shape) for name in cache_names(dims))
-
-
 def _failure(graph: str, inputs: Mapping[str, Array], error: Exception) -> EngineError:
     shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
     return EngineError(f'graph "{graph}" failed on {shapes}: {first_line(error)}')
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,8 @@ from ..engine import Array, KVCache
 from ..errors import EngineError
 from ..profiles import SPAN_STEP
 from ..spec import TensorSpec, cache_capacity, cache_names
-from .onnx import OnnxEngine, cache_specs, first_line
+from .onnx import OnnxEngine
+from .onnx_checks import cache_specs, first_line
 
 CACHE_TYPES = {"fp32": "float32", "fp16": "float16"}  #: precision -> the type of keys and values
 

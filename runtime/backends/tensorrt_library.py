@@ -35,8 +35,11 @@ def load_library(name: str) -> Any:
 
 def rebuild_command(bundle: Bundle) -> str:
     """What builds a bundle again on this machine."""
-    target, source = bundle.manifest["target"], bundle.manifest["model"].get("folder") or "DIR"
-    return f"tortoise-rt export --checkpoints {source} --target {LIBRARIES[target['library']][0]} --force -o {bundle.folder}"
+    manifest = bundle.manifest
+    source = manifest["model"].get("folder") or "DIR"
+    target = LIBRARIES[manifest["target"]["library"]][0]
+    reduced = "".join(f" --precision {name}" for name in {*manifest["precision"].values()} - {"fp32"})
+    return f"tortoise-rt export --checkpoints {source} --target {target}{reduced} --force -o {bundle.folder}"
 
 
 def check_version(bundle: Bundle, installed: str) -> None:

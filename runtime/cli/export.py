@@ -144,6 +144,8 @@ def export(
     if tuning := bundle.manifest.get("tuning"):
         click.echo(tuning_table(tuning))
     click.echo(parity_table(report) if report else "Not compared: --no-check was given.")
+    if bundle.manifest["target"].get("library") and bundle.manifest["target"]["driver"] is None:
+        click.echo("That was before plans were built from them. On the GPU: tortoise-rt verify --engine DIR")
     click.echo(f"{bundle.folder}: {len(bundle.graphs)} graphs, {megabytes(bundle.manifest['files']):.1f} MB")
     click.echo(f'Next: tortoise-rt say --engine {bundle.folder} "Hello there."')
 
