@@ -26,7 +26,7 @@ from .vocoder import HIFIGAN_HALO, UNIVNET_HALO, WINDOW
 Range = tuple[int, int, int]  #: least, usual, most
 SPAN_STEP = 64  #: the positions of a cache that are attended to are rounded up to a multiple of this
 MOST_ROWS = 16  #: samples drawn, or ranked, in one call
-MOST_LONG_ROWS = 2  #: rows of a diffusion step: with guidance
+GUIDED_ROWS = 2  #: of a diffusion step, for clips of the usual length; those of longer ones take turns
 MOST_FEW_ROWS = 4  #: rows of everything else
 USUAL_TEXT, USUAL_CODES = 60, 230  #: a sentence, ten seconds of it
 
@@ -44,12 +44,18 @@ def profiles(graph: str, dims: Dims) -> tuple[Mapping[str, Range], ...]:
         "frames": _frames(graph, dims),
         "samples": _samples(graph, dims),
     }
+    used = {dim for tensor in GRAPHS[graph].inputs for dim in tensor.dims}
     if graph in ("clvp_speech", "cvvp_speech"):
         sizes["rows"] = (1, MOST_ROWS, MOST_ROWS)
-    elif GRAPHS[graph].network == "diffusion":
-        sizes["rows"] = (1, MOST_LONG_ROWS, MOST_LONG_ROWS)
-    used = {dim for tensor in GRAPHS[graph].inputs for dim in tensor.dims}
-    return ({dim: sizes[dim] for dim in sizes if dim in used},)
+    sizes = {dim: sizes[dim] for dim in sizes if dim in used}
+    if not graph.startswith("diffusion_") or graph == "diffusion_voice":
+        return (sizes,)
+    # Attention over a long clip takes memory as the square of its length: 4.5 GB for two of 28 s.
+    least, usual, most = sizes["frames"]
+    guided = {"rows": (1, GUIDED_ROWS, GUIDED_ROWS), "frames": (least, usual, usual)}
+    if usual == most:
+        return ({**sizes, **guided},)
+    return {**sizes, **guided}, {**sizes, "rows": (1, 1, 1), "frames": (usual, usual, most)}
 
 
 def wanted_values(graph: str, dims: Dims) -> tuple[tuple[int, int], ...]:

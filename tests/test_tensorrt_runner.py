@@ -29,7 +29,7 @@ from tortoise_rt.errors import BundleError, BundleMismatch, EngineError, Missing
 from tortoise_rt.export.checkpoints import Checkpoints
 from tortoise_rt.export.parity import TRIALS, check_graphs, random_inputs, relative_error
 from tortoise_rt.pipeline import Pipeline
-from tortoise_rt.profiles import MOST_ROWS
+from tortoise_rt.profiles import MOST_ROWS, profiles
 from tortoise_rt.spec import GRAPHS, cache_capacity
 
 
@@ -113,6 +113,19 @@ def test_rows_beyond_a_plan_take_turns(engine: TensorRTEngine, plain: Engine) ->
         wanted = plain.ar_step(other, codes[:, step], positions)
         assert max(relative_error(a, b) for a, b in zip(found, wanted, strict=True)) <= 1e-5
     assert device(engine).launched - before >= 3 * 4  # three calls for these rows, from the second step on
+
+
+def test_long_clips_take_turns(info: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows of the usual length share a diffusion step; two of a longer clip do not."""
+    monkeypatch.setattr("tortoise_rt.profiles.USUAL_CODES", 20)
+    engine = make_engine(info)
+    assert len(profiles("diffusion_condition", engine.dims)) == 2
+    usual = profiles("diffusion_condition", engine.dims)[0]["frames"][2]
+    for frames in (usual, usual + 5):
+        sizes = {"rows": 2, "frames": frames, "codes": 1}
+        inputs = random_inputs(GRAPHS["diffusion_condition"], engine.dims, sizes, np.random.default_rng(0))
+        found = engine.run("diffusion_condition", **inputs)[0]
+        assert relative_error(found, plain.run("diffusion_condition", **inputs)[0]) <= 1e-5
 
 
 def test_rows_are_moved_on_the_device(engine: TensorRTEngine, plain: Engine) -> None:

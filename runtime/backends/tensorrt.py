@@ -106,7 +106,7 @@ class TensorRTEngine(Engine):
         by_row = [t.name for t in spec.inputs if t.dims[0] in ("rows", "clips")]
         with self._lock:
             self._device.use()
-            most = self._plans.most_rows(graph)
+            most = self._plans.most_rows(graph, inputs)
             parts = [
                 self._plans.call(
                     graph, inputs | {name: inputs[name][first : first + most] for name in by_row}, {}
@@ -176,7 +176,7 @@ class TensorRTEngine(Engine):
         span = min(-(-longest // SPAN_STEP) * SPAN_STEP, cache_capacity(self.dims))
         with self._lock:
             self._device.use()
-            most = self._plans.most_rows("ar_step", codes=inputs["codes"].shape[1])
+            most = self._plans.most_rows("ar_step", inputs)
             parts = [
                 self._step_rows(cache, slice(first, min(first + most, cache.rows)), span, inputs)
                 for first in range(0, cache.rows, most)

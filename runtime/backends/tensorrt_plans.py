@@ -79,14 +79,16 @@ class Plans:
         """A tensor's shape as it was built; -1 for a size that is free."""
         return tuple(self._plan(graph).engine.get_tensor_shape(name))
 
-    def most_rows(self, graph: str, codes: int = 1) -> int:
-        """Rows that one call can have, with so many codes each where that matters."""
+    def most_rows(self, graph: str, inputs: Mapping[str, Array]) -> int:
+        """Rows that one call can have where each is as long as these ``inputs``."""
+        plan = self._plan(graph)
+        first = GRAPHS[graph].inputs[0].name
         most = [
-            shapes[GRAPHS[graph].inputs[0].name][2][0]
-            for shapes in self._plan(graph).profiles
-            if graph != "ar_step" or codes <= shapes["codes"][2][1]
+            ranges[first][2][0]
+            for ranges in plan.profiles
+            if all(_within(a.shape, ranges[n], after=1) for n, a in inputs.items() if n in ranges)
         ]
-        return max(most, default=1)  # too many codes are refused with all that was given
+        return max(most, default=len(inputs[first]))  # what is too long is refused with all that was given
 
     def call(self, graph: str, inputs: Mapping[str, Array], cache: Mapping[str, Placed]) -> dict[str, Array]:
         """Run a graph on ``inputs`` and, bound in place as past and present, a ``cache``; -> its float32 outputs."""
@@ -247,8 +249,9 @@ def bytes_of(shape: tuple[int, ...], item: int = 4) -> int:
     return math.prod(shape) * item
 
 
-def _within(shape: tuple[int, ...], limits: tuple[Any, Any, Any]) -> bool:
+def _within(shape: tuple[int, ...], limits: tuple[Any, Any, Any], after: int = 0) -> bool:
+    """Whether a shape lies within a profile's least and most, from axis ``after`` on."""
     least, _, most = limits
     return len(shape) == len(least) and all(
-        low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
+        low <= size <= high for low, size, high in list(zip(least, shape, most, strict=True))[after:]
     )
