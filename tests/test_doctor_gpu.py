@@ -38,7 +38,7 @@ def test_no_driver() -> None:
             "cpu",
             "ready: tortoise-rt export",
         ),
-        ("TensorRT", {"cuda-bindings": "13.0"}, CPU, "cpu", "--extra-index-url https://pypi.nvidia.com"),
+        ("TensorRT", {"cuda-bindings": "13.0"}, CPU, "cpu", "from NVIDIA's own package index"),
     ],
 )
 def test_what_is_missing(

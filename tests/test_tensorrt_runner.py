@@ -295,7 +295,7 @@ def test_a_bundle_for_another_backend(random_bundle: Path, tmp_path: Path) -> No
 
 def test_libraries_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, command in (
-        ("tensorrt", "pypi.nvidia.com"),
+        ("tensorrt", "from NVIDIA's own package index"),
         ("tensorrt_rtx", r"pip install 'tortoise-rt\[tensorrt-rtx\]'"),
     ):
         for absent in (

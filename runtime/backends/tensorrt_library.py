@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 #: module -> the export target and how it is installed
 LIBRARIES = {
-    "tensorrt": ("tensorrt", "pip install --extra-index-url https://pypi.nvidia.com tensorrt cuda-bindings"),
+    "tensorrt": ("tensorrt", "pip install tensorrt cuda-bindings, from NVIDIA's own package index"),
     "tensorrt_rtx": ("tensorrt-rtx", "pip install 'tortoise-rt[tensorrt-rtx]'"),
 }
 log = logging.getLogger("tortoise_rt")
