@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ import numpy as np
 from .conditioning import one_voice
 from .config import Settings, check_number
 from .engine import Array
-from .errors import SettingsError, TextError
+from .errors import Cancelled, SettingsError, TextError
 from .fitting import fitted, fitting
 from .pipeline import Pipeline, check_seed
 from .redaction import all_in_brackets, outside, whole_brackets
@@ -120,6 +121,14 @@ class Reader:
         self._pipeline = Pipeline(scheduler.engine, scheduler.tokenizer)
         self._pipeline.check(voice, settings)
         self._fits = fitting(scheduler.engine, scheduler.tokenizer)
+        self._cancelled = threading.Event()
+        self._handles: deque[Handle[Any]] = deque(maxlen=2)  #: of the present sentence and the next
+
+    def cancel(self) -> None:
+        """Give the reading up, from any thread and for good: whoever takes its pieces gets Cancelled."""
+        self._cancelled.set()
+        for handle in tuple(self._handles):
+            handle.cancel()
 
     def read(self, text: str | Iterable[str]) -> Generator[Piece, None, None]:
         """The pieces of ``text``, or of the parts in which it comes. Closing the iterator gives up what is in flight.
@@ -185,6 +194,10 @@ class Reader:
             handle = self._scheduler.stream(*request, chunks=chunks, priority=priority, continues=continues)
         else:
             handle = self._scheduler.submit(*request, priority=priority, continues=continues)
+        self._handles.append(handle)
+        if self._cancelled.is_set():
+            handle.cancel()
+            raise Cancelled("the reading was cancelled")
         return _Said(number, sentence, handle)
 
     def _sound(self, said: _Said, following: Future[_Said | None]) -> Iterator[Array]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from capi import Library, built
 from hub import Server, serving
 
 from tortoise_rt import fetch
@@ -114,3 +115,17 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     monkeypatch.setenv("TORTOISE_RT_CACHE", str(tmp_path_factory.mktemp("cache")))
     with serving() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def capi(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C library of this environment: a folder with include and lib."""
+    return built(tmp_path_factory.mktemp("capi") / "prefix")
+
+
+@pytest.fixture(scope="session")
+def lib(capi: Path) -> Library:
+    """The C library in this process."""
+    made = Library(capi / "lib" / "libtortoise_rt.so")
+    made.ok("start", None)
+    return made

@@ -233,6 +233,7 @@ def test_version_and_unknown_commands() -> None:
 def test_commands_of_later_versions_are_not_there() -> None:
     assert sorted(main.commands) == [
         "bench",
+        "capi",
         "detect",
         "doctor",
         "export",

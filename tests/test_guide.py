@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,16 @@ def commands(text: str) -> list[tuple[str, int]]:
     return found
 
 
+CC = (
+    "cc -x c -std=c99 -Wall -Wextra -Werror -Icapi/include -Lcapi/lib -Wl,-rpath,$PWD/capi/lib -o program "
+    "-Wl,--no-as-needed -ltortoise_rt"
+)
+#: kind of a block -> (command, exit status) of what it says; C comes behind "capi build -o capi"
+RUNS: dict[str, Callable[[str], list[tuple[str, int]]]] = {
+    "console": commands,
+    "python": lambda text: [(f"{sys.executable} - <<'EOF'\n{text}\nEOF", 0)],
+    "c": lambda text: [(f"{CC} - <<'EOF' && ./program\n{text}\nEOF", 0)],
+}
 SECTIONS = sections(GUIDE.read_text("utf-8"))
 
 
@@ -76,20 +86,14 @@ def test_a_section_works(
         pytest.importorskip("torch")
         pytest.importorskip("onnx")
         request.getfixturevalue("mirror")
+    if heading == "Inside C programs" and shutil.which("cc") is None:
+        pytest.skip("there is no C compiler: the section's programs were not tested")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
     monkeypatch.setenv("TORTOISE_RT_CACHE", str(tmp_path / ".cache"))
     monkeypatch.setenv("HOME", str(tmp_path))
     work = tmp_path / "work"
     work.mkdir(exist_ok=True)
-    runs = [
-        run
-        for block in SECTIONS[heading]
-        for run in (
-            commands(block.text)
-            if block.kind == "console"
-            else [(f"{sys.executable} - <<'EOF'\n{block.text}\nEOF", 0)]
-        )
-    ]
+    runs = [run for block in SECTIONS[heading] for run in RUNS[block.kind](block.text)]
     assert runs, "a section shows how"
     for command, status in runs:
         done = subprocess.run(
