@@ -127,7 +127,7 @@ def test_address_sanitizer(capi: Path, tmp_path: Path, monkeypatch: pytest.Monke
         assert json.loads(done.stdout)["hashes"]
         assert "ERROR: AddressSanitizer" not in done.stderr and not ours.findall(done.stderr), done.stderr
     leaking = run(program, *FAKE, "leak=1", cwd=tmp_path, **sanitized)
-    assert "trt_job_audio" in ours.findall(leaking.stderr)  # so one would be seen
+    assert "take_audio" in ours.findall(leaking.stderr)  # so one would be seen
 
 
 # --- other languages, and a server ---

@@ -230,10 +230,17 @@ def test_pieces_joined_are_the_clip(lib: Library, engine: ctypes.c_void_p) -> No
 
 def test_sentences(lib: Library, engine: ctypes.c_void_p) -> None:
     """Each is said with the next seed; between them is as much silence as is asked for."""
-    pieces = streamed(lib, engine, lib.request(TEXT, pause=0.5))
+    voice, latents = (
+        ctypes.c_void_p(),
+        np.random.default_rng(1).standard_normal(FakeEngine().dims["ar.dim"], np.float32),
+    )
+    size = ctypes.c_size_t(len(latents))
+    lib.ok("voice_from_latents", engine, ctypes.c_void_p(latents.ctypes.data), size, NULL, size, by(voice))
+    pieces = streamed(lib, engine, lib.request(TEXT, pause=0.5, voice=voice.value))
     assert sorted({sentence for _, sentence, _ in pieces}) == [0, 1, 2]
     second = np.concatenate([wav for _, sentence, wav in pieces if sentence == 1])
-    clip = np.frombuffer(lib.clip(engine, lib.request("And another one.", seed=2)), np.float32)
+    request = lib.request("And another one.", seed=2, voice=voice.value)
+    clip = np.frombuffer(lib.clip(engine, request), np.float32)
     assert not second[:12000].any()
     assert np.abs(second[12000:] - clip).max() <= 1e-5
 
