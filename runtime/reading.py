@@ -20,7 +20,7 @@ import numpy as np
 
 from .config import Settings, check_number
 from .engine import Array
-from .errors import SettingsError, TextError
+from .errors import Cancelled, SettingsError, TextError
 from .fitting import fitted, fitting
 from .pipeline import Pipeline, check_seed
 from .redaction import outside, whole_brackets
@@ -94,6 +94,9 @@ class Reader:
             raise SettingsError(
                 "clips are checked when they are complete, and a reading is heard before: leave check out"
             )
+        self._given_up = False
+        self._heard: Handle[Any] | None = None  #: the sentence that is heard
+        self._sentences: _Sentences | None = None
         self._pipeline = Pipeline(scheduler.engine, scheduler.tokenizer)
         self._pipeline.check(voice, settings)
         self._fits = fitting(scheduler.engine, scheduler.tokenizer)
@@ -101,17 +104,22 @@ class Reader:
     def read(self, text: str | Iterable[str]) -> Generator[Piece, None, None]:
         """The pieces of ``text``, or of the parts in which it comes. Closing the iterator gives up what is in flight.
 
-        Raises TextError where there is nothing to say, and what a sentence failed with.
+        Raises TextError where there is nothing to say, Cancelled after :meth:`cancel`, and what a sentence failed with.
         """
         self.pace, self.complete = Pace(), True
         whole = [Sentence(text)] if isinstance(text, str) and not self._split else None
-        sentences = _Sentences(text, self._fitting, whole, self._settings.redaction)
+        self._sentences = sentences = _Sentences(text, self._fitting, whole, self._settings.redaction)
+        if self._given_up:  # looked at after the sentences are there to be closed
+            raise Cancelled("the reading was given up")
         following: Future[_Said | None] | None = None
         with ThreadPoolExecutor(1, "ahead") as ahead:
             present = self._begin(sentences.next())
             self._began = self._ended = time.monotonic()
             try:
                 while present is not None:
+                    self._heard = present.handle
+                    if self._given_up:  # looked at after the handle is there to be cancelled
+                        break
                     self._scheduler.prioritize(present.handle, Priority.STREAM)
                     following = ahead.submit(self._after, present, sentences)
                     first = True
@@ -126,8 +134,18 @@ class Reader:
                 said = None if following is None or following.exception() else following.result()
                 if said is not None:
                     said.handle.cancel()
+        if self._given_up:
+            raise Cancelled("the reading was given up")
         if sentences.given == 0:
             raise TextError("there is nothing to say: the text is empty once cleaned")
+
+    def cancel(self) -> None:
+        """Give the reading up, from any thread: whoever reads gets Cancelled, and rows are free by the next step."""
+        self._given_up = True
+        if self._sentences is not None:
+            self._sentences.close()
+        if self._heard is not None:
+            self._heard.cancel()
 
     def _after(self, said: _Said, sentences: _Sentences) -> _Said | None:
         """The next sentence, begun once the present one is drawn and the next is there. The first sound comes before it."""

@@ -18,6 +18,7 @@ from .fetch import fetch
 from .read import read
 from .replay import replay
 from .say import say
+from .serve import serve
 from .verify import verify
 from .voices import voices
 
@@ -64,5 +65,5 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (say, read, fetch, export, verify, voices, detect, replay, bench, doctor):
+for command in (say, read, serve, fetch, export, verify, voices, detect, replay, bench, doctor):
     main.add_command(command)
