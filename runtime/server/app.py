@@ -151,5 +151,6 @@ def make_app(
     app.add_exception_handler(Exception, answer_error)
     for kind in (HTTPException, TortoiseError):
         app.add_exception_handler(kind, answer_error)
+    app.router.redirect_slashes = False
     app.state.service, app.state.keys = service, keys
     return app
