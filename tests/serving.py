@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from scheduling import TOKENIZER, WAIT, Counting
 from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.engine import Array, Engine
 from tortoise_rt.server.app import make_app
+from tortoise_rt.server.jobs import Jobs
 from tortoise_rt.server.limits import Keys, Limits
 from tortoise_rt.server.run import Server, listen
 from tortoise_rt.server.service import Service
@@ -56,11 +58,13 @@ def serving(
     keys: dict[str, str] | None = None,
     hosts: Any = None,
     origins: Any = (),
+    jobs: Path | None = None,
     **limits: Any,
 ) -> Iterator[Running]:
     """A server whose engine is the fake one unless another is given."""
     service = Service(engine or FakeEngine(), Tokenizer(TOKENIZER), Limits(**limits))
-    app = make_app(service, Keys(keys or {}), hosts=hosts, origins=origins)
+    kept = None if jobs is None else Jobs(service, jobs)
+    app = make_app(service, Keys(keys or {}), kept, hosts=hosts, origins=origins)
     server = Server(app, service, WAIT)
     bound = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([bound],), daemon=True)

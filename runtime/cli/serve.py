@@ -66,6 +66,13 @@ KEYS_VARIABLE = "TORTOISE_RT_API_KEYS"
     metavar="URL",
     help="Let pages of another site use the server, as https://example.org; may be given several times.",
 )
+@click.option(
+    "--jobs",
+    "jobs_folder",
+    type=options.FOLDER,
+    metavar="DIR",
+    help="Take long texts as jobs, which are kept there, and go on when the server is started again.",
+)
 @options.engine_options
 @options.tokenizer_option
 @options.voices_option
@@ -84,6 +91,7 @@ def serve(
     rows: int,
     strict: bool,
     origins: tuple[str, ...],
+    jobs_folder: Path | None,
     engine: Path | None,
     checkpoints: Path | None,
     backend: str,
@@ -115,6 +123,7 @@ def serve(
     from ..config import check_number
     from ..server.app import make_app
     from ..server.guard import is_loopback
+    from ..server.jobs import Jobs
     from ..server.limits import Keys, Limits
     from ..server.run import Server, listen, set_up_log
     from ..server.service import Service
@@ -141,9 +150,10 @@ def serve(
     service = Service(
         opened, choose_tokenizer(opened, tokenizer), limits, rows=rows, strict=strict, voice_dirs=folders
     )
+    jobs = None if jobs_folder is None else Jobs(service, jobs_folder)
     set_up_log(quiet)
     hosts = {"localhost", "127.0.0.1", "::1", host.lower()} if local else None
-    app = make_app(service, keys, origins=origins, hosts=hosts)
+    app = make_app(service, keys, jobs, origins=origins, hosts=hosts)
     address = f"[{host}]" if ":" in host else host
     click.echo(f"Listening on http://{address}:{bound.getsockname()[1]}", err=True)
     if not local and keys is None:

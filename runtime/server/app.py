@@ -23,6 +23,8 @@ from . import voices
 from .answers import answer_error
 from .fields import MODELS, parse_json, parse_speech
 from .guard import Guard
+from .job_paths import JOB_ROUTES
+from .jobs import Jobs
 from .limits import Keys
 from .live import live
 from .metrics import CONTENT_TYPE
@@ -98,7 +100,8 @@ async def metrics(request: Request) -> Response:
 
 
 async def openapi(request: Request) -> Response:
-    return JSONResponse(document(request.app.state.service))
+    state = request.app.state
+    return JSONResponse(document(state.service, with_jobs=state.jobs is not None))
 
 
 async def page(request: Request) -> Response:
@@ -124,6 +127,7 @@ ROUTES = [
 def make_app(
     service: Service,
     keys: Keys | None = None,
+    jobs: Jobs | None = None,
     *,
     origins: Collection[str] = (),
     hosts: Collection[str] | None = None,
@@ -135,6 +139,9 @@ def make_app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         app.state.threads = anyio.CapacityLimiter(service.limits.queue + 8)
         yield
+        service.give_up()
+        if jobs is not None:
+            await run_sync(jobs.close)
         await run_sync(service.close)
 
     guards = [Middleware(Guard, service=service, keys=keys, origins=frozenset(origins), hosts=hosts)]
@@ -147,10 +154,11 @@ def make_app(
             expose_headers=["x-seed", "x-request-id", "x-first-audio-seconds", "retry-after"],
         )
         guards.insert(0, allowed)
-    app = Starlette(routes=ROUTES, middleware=guards, lifespan=lifespan)
+    paths = ROUTES if jobs is None else [*ROUTES, *JOB_ROUTES]
+    app = Starlette(routes=paths, middleware=guards, lifespan=lifespan)
     app.add_exception_handler(Exception, answer_error)
     for kind in (HTTPException, TortoiseError):
         app.add_exception_handler(kind, answer_error)
     app.router.redirect_slashes = False
-    app.state.service, app.state.keys = service, keys
+    app.state.service, app.state.keys, app.state.jobs = service, keys, jobs
     return app

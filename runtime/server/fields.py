@@ -123,6 +123,24 @@ COMMON: Mapping[str, Schema] = {
     "timeout": _number(0, LONGEST_TIMEOUT, None, "Seconds after which the request is given up.", above=True),
     **SETTINGS,
 }
+#: formats of a job's files, and when its clips are said
+JOB_FORMATS, SUBTITLES = ("wav", "flac", "ogg", "mp3"), ("srt", "vtt")
+_NOT_OF_JOBS = ("response_format", "pause", "stream_chunk_size", "first_chunk", "timeout")
+#: fields of a job
+JOB: Mapping[str, Schema] = {
+    "input": {
+        "type": "string",
+        "minLength": 1,
+        "description": "The text, with blank lines between paragraphs.",
+    },
+    "name": {"type": "string", "minLength": 1, "maxLength": 200, "description": "What the job is called."},
+    "format": _choice(JOB_FORMATS, "wav", "Of the files."),
+    "by_chapter": _flag(False, "A file for each chapter, instead of one."),
+    "subtitles": _choice(SUBTITLES, None, "Write when each clip is said."),
+    "clip_length": _integer(20, 1000, None, "Characters of a clip, about."),
+    **{name: schema for name, schema in COMMON.items() if name not in _NOT_OF_JOBS},
+    "model": _choice(MODELS, GOOD, "As for speech."),
+}
 #: fields of a request with its text
 SPEECH: Mapping[str, Schema] = {
     "input": {"type": "string", "minLength": 1, "description": "The text, of any number of sentences."},
@@ -181,13 +199,51 @@ def parse_speech(body: Mapping[str, Any], most_text: int) -> Wish:
 
 def parse_live(body: Mapping[str, Any]) -> Wish:
     """A request whose text is still to come."""
-    return _parse(body, COMMON, 0)
+    return _parse(body, COMMON, None)
 
 
-def _parse(body: Mapping[str, Any], fields: Mapping[str, Schema], most_text: int) -> Wish:
+@dataclass(frozen=True)
+class JobWish:
+    """What is to be read, and how: its fields checked by themselves."""
+
+    speech: Wish
+    name: str
+    format: str
+    by_chapter: bool
+    subtitles: str | None
+    clip_length: int | None
+
+
+def parse_job(body: Mapping[str, Any]) -> JobWish:
+    """A job, whose text is in ``input`` or elsewhere."""
+    _check_names(body, JOB)
+    given = {name: value for name, value in body.items() if value is not None}
+    check_choice("format", given.get("format", "wav"), JOB_FORMATS)
+    if "subtitles" in given:
+        check_choice("subtitles", given["subtitles"], SUBTITLES)
+    name = given.get("name", "text")
+    if not isinstance(name, str) or not 0 < len(name) <= 200:
+        raise SettingsError("name must be a text of 1 to 200 characters")
+    length = given.get("clip_length")
+    of_speech = {name: value for name, value in given.items() if name in COMMON}
+    return JobWish(
+        _parse({"model": GOOD, "split": False, **of_speech}, SPEECH, None),
+        name,
+        given.get("format", "wav"),
+        check_flag("by_chapter", given.get("by_chapter", False)),
+        given.get("subtitles"),
+        None if length is None else check_number("clip_length", length, 20, 1000, integer=True),
+    )
+
+
+def _check_names(body: Mapping[str, Any], fields: Mapping[str, Schema]) -> None:
     for name in body:
         if name not in fields:
             raise SettingsError(f"unknown field {name[:80]!r}. {suggest(name[:80], fields)}")
+
+
+def _parse(body: Mapping[str, Any], fields: Mapping[str, Schema], most_text: int | None) -> Wish:
+    _check_names(body, fields)
     given = {name: value for name, value in body.items() if value is not None}
     model = given.get("model", QUICK)
     check_choice("model", model, MODELS)
@@ -218,7 +274,7 @@ def _parse(body: Mapping[str, Any], fields: Mapping[str, Schema], most_text: int
         None if sizes == (None, None) else chunks_of(*sizes),
         None if timeout is None else check_number("timeout", timeout, 0, LONGEST_TIMEOUT, above=True),
         settings,
-        _text(body.get("input"), most_text) if "input" in fields else "",
+        "" if most_text is None else _text(body.get("input"), most_text),
         stream_format == "sse",
         check_flag("stream", given.get("stream", True)),
         check_flag("split", given.get("split", True)),

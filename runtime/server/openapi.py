@@ -7,7 +7,7 @@ from typing import Any
 
 from .._version import __version__
 from ..voice_store import MAX_NAME
-from .fields import MODELS, SPEECH
+from .fields import JOB, MODELS, SPEECH
 from .service import Service
 
 Schema = dict[str, Any]
@@ -83,8 +83,9 @@ _MEANINGS = {
 }
 
 
-def document(service: Service) -> Schema:
+def document(service: Service, with_jobs: bool = False) -> Schema:
     """Version 3.1."""
+    jobs = JOB_PATHS if with_jobs else {}
     speech = {
         "type": "object",
         "required": ["input"],
@@ -102,7 +103,7 @@ def document(service: Service) -> Schema:
         },
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-            "schemas": {"Error": ERROR, "Voice": VOICE, "Model": MODEL, "Speech": speech},
+            "schemas": {"Error": ERROR, "Voice": VOICE, "Model": MODEL, "Speech": speech, "Job": JOB_SHOWN},
         },
         "security": [{"key": []}],
         "paths": {
@@ -146,6 +147,7 @@ def document(service: Service) -> Schema:
                     "parameters": [{**_NAMED, "schema": {"type": "string", "enum": [*MODELS]}}],
                 }
             },
+            **jobs,
             "/healthz": {"get": _open("healthz", "Whether the process lives.")},
             "/readyz": {"get": _open("readyz", "Whether it takes requests: warm, and not stopping.", 503)},
             "/metrics": {
@@ -230,4 +232,94 @@ _NAMED: Schema = {"name": "name", "in": "path", "required": True, "schema": NAME
 _SOUND: Schema = {
     media: {"schema": {"type": "string", "format": "binary"}}
     for media in ("audio/mpeg", "audio/ogg", "audio/flac", "audio/wav", "audio/pcm", "text/event-stream")
+}
+
+JOB_SHOWN: Schema = {
+    "type": "object",
+    "required": ["id", "object", "name", "status", "created", "clips", "seed", "error", "files"],
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"const": "job"},
+        "name": {"type": "string"},
+        "status": {"enum": ["waiting", "running", "done", "failed", "cancelled"]},
+        "created": {"type": "number"},
+        "clips": {"type": "object"},
+        "seed": {"type": "integer"},
+        "error": {"type": ["string", "null"]},
+        "files": {"type": "array", "items": {"type": "object"}},
+    },
+}
+_ID: Schema = {
+    "name": "id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "pattern": "^[0-9a-f]{16}$"},
+}
+_JOB_FORM: Schema = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "A .txt, .md or .epub file."},
+        "request": {"type": "string", "description": "The other fields, as JSON."},
+    },
+}
+_JOB_BODY: Schema = {
+    "type": "object",
+    "required": ["input"],
+    "additionalProperties": False,
+    "properties": {name: _nullable(schema) for name, schema in JOB.items()},
+}
+JOB_PATHS: Schema = {
+    "/v1/jobs": {
+        "get": _get("jobs", "Your jobs, the latest first.", _list("Job")),
+        "post": {
+            "operationId": "create_job",
+            "summary": "Have a long text read.",
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {"schema": _JOB_BODY},
+                    "multipart/form-data": {"schema": _JOB_FORM},
+                },
+            },
+            "responses": {
+                "202": _json("It waits, or runs.", _ref("Job")),
+                **_errors(400, 401, 403, 408, 409, 413, 422, 501),
+            },
+        },
+    },
+    "/v1/jobs/{id}": {
+        "get": {**_get("job", "How far a job is.", _ref("Job"), 404), "parameters": [_ID]},
+        "delete": {**_get("delete_job", "Forget a job, with its files.", DELETED, 404), "parameters": [_ID]},
+    },
+    "/v1/jobs/{id}/cancel": {
+        "post": {**_get("cancel_job", "Give a job up.", _ref("Job"), 404), "parameters": [_ID]}
+    },
+    "/v1/jobs/{id}/files/{name}": {
+        "get": {
+            "operationId": "job_file",
+            "summary": "A file of a job that is done.",
+            "parameters": [
+                _ID,
+                {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}},
+            ],
+            "responses": {
+                "200": {
+                    "description": "The file.",
+                    "content": {
+                        media: {}
+                        for media in (
+                            "audio/x-wav",
+                            "audio/flac",
+                            "audio/ogg",
+                            "audio/mpeg",
+                            "text/vtt",
+                            "application/x-subrip",
+                        )
+                    },
+                },
+                **_errors(401, 403, 404),
+            },
+        }
+    },
 }
