@@ -32,6 +32,8 @@ ONE = {"max_mel_tokens": 40, "voice": "alto", "seed": 7}  #: fields of quick req
 class Running:
     """A server that runs."""
 
+    wyoming_port: int
+
     def __init__(self, service: Service, server: Server, port: int) -> None:
         self.service, self.server, self.port = service, server, port
         self.url = f"http://127.0.0.1:{port}"
@@ -59,17 +61,20 @@ def serving(
     hosts: Any = None,
     origins: Any = (),
     jobs: Path | None = None,
+    with_wyoming: bool = False,
     **limits: Any,
 ) -> Iterator[Running]:
     """A server whose engine is the fake one unless another is given."""
     service = Service(engine or FakeEngine(), Tokenizer(TOKENIZER), Limits(**limits))
+    beside = listen("127.0.0.1", 0) if with_wyoming else None
     kept = None if jobs is None else Jobs(service, jobs)
-    app = make_app(service, Keys(keys or {}), kept, hosts=hosts, origins=origins)
+    app = make_app(service, Keys(keys or {}), kept, beside, hosts=hosts, origins=origins)
     server = Server(app, service, WAIT)
     bound = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
     thread.start()
     running = Running(service, server, bound.getsockname()[1])
+    running.wyoming_port = 0 if beside is None else beside.getsockname()[1]
     try:
         until = time.monotonic() + WAIT
         while not service.ready and time.monotonic() < until:

@@ -35,6 +35,13 @@ KEYS_VARIABLE = "TORTOISE_RT_API_KEYS"
     help=f"Who may ask: a name and a key on each line. [default: ${KEYS_VARIABLE}, else anyone who can connect]",
 )
 @click.option(
+    "--wyoming",
+    "wyoming_port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Speak Wyoming as well, Home Assistant's protocol, on this port of --host. It knows no keys.",
+)
+@click.option(
     "--queue", type=int, metavar="N", help="Requests in flight; more are told to wait. [default: 32]"
 )
 @click.option("--per-key", type=int, metavar="N", help="Of them, of one key (or address). [default: 16]")
@@ -81,6 +88,7 @@ def serve(
     host: str,
     port: int,
     api_keys: Path | None,
+    wyoming_port: int | None,
     queue: int | None,
     per_key: int | None,
     per_minute: int | None,
@@ -117,6 +125,9 @@ def serve(
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
         import websockets  # noqa: F401
+
+        if wyoming_port is not None:
+            import wyoming  # noqa: F401
     except ImportError as error:
         raise MissingDependency(f"{error.name} is not installed: pip install 'tortoise-rt[serve]'") from None
 
@@ -144,6 +155,7 @@ def serve(
             raise SettingsError(f"the origin {origin} must be a scheme and a host, as https://example.org")
     folders = check_folders(voice_dirs)
     bound = listen(host, port)
+    beside = None if wyoming_port is None else listen(host, wyoming_port)
     local = is_loopback(host)
     opened = choose_engine(engine, checkpoints, backend, device, precision)
     options.introduce(opened, bool(engine or checkpoints), "speaks")
@@ -153,11 +165,16 @@ def serve(
     jobs = None if jobs_folder is None else Jobs(service, jobs_folder)
     set_up_log(quiet)
     hosts = {"localhost", "127.0.0.1", "::1", host.lower()} if local else None
-    app = make_app(service, keys, jobs, origins=origins, hosts=hosts)
+    app = make_app(service, keys, jobs, beside, origins=origins, hosts=hosts)
     address = f"[{host}]" if ":" in host else host
     click.echo(f"Listening on http://{address}:{bound.getsockname()[1]}", err=True)
-    if not local and keys is None:
-        click.echo("Warning: whoever reaches this machine may use it: name keys with --api-keys", err=True)
+    if beside is not None:
+        click.echo(f"Listening on tcp://{address}:{beside.getsockname()[1]} (Wyoming)", err=True)
+    if not local and (keys is None or beside is not None):
+        what = (
+            "use it: name keys with --api-keys" if keys is None else "speak by Wyoming, which knows no keys"
+        )
+        click.echo(f"Warning: whoever reaches this machine may {what}", err=True)
     server = Server(app, service, drain)
     server.run([bound])
     if server.failed:

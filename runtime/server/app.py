@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
@@ -128,18 +129,26 @@ def make_app(
     service: Service,
     keys: Keys | None = None,
     jobs: Jobs | None = None,
+    wyoming: socket.socket | None = None,
     *,
     origins: Collection[str] = (),
     hosts: Collection[str] | None = None,
 ) -> Starlette:
-    """The ASGI application. ``origins``: of other sites whose pages may use it; ``hosts``: names that it may be called by."""
+    """The ASGI application. ``origins``: of other sites whose pages may use it; ``hosts``: names that it may be called by;
+    ``wyoming``: a socket that listens, for Wyoming beside it.
+    """
     keys = keys or Keys({})
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         app.state.threads = anyio.CapacityLimiter(service.limits.queue + 8)
-        yield
-        service.give_up()
+        async with contextlib.AsyncExitStack() as held:
+            if wyoming is not None:
+                from .wyoming import serve_wyoming
+
+                await held.enter_async_context(serve_wyoming(service, app.state.threads, wyoming))
+            yield
+            service.give_up()
         if jobs is not None:
             await run_sync(jobs.close)
         await run_sync(service.close)

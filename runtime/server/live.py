@@ -10,53 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
-from collections.abc import Iterator
 from typing import Any
 
 import anyio
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from ..errors import Cancelled, DeadlineExceeded, InputError, TextError, TortoiseError
+from ..errors import Cancelled, DeadlineExceeded, InputError, TortoiseError
 from ..spec import SAMPLE_RATE
 from .answers import error_object
 from .fields import parse_json, parse_live
 from .guard import known
+from .incoming import IncomingText
 from .service import Service, Speech
 from .sound import encoded, facts, in_thread
 
 IDLE_SECONDS = 300.0  #: in which the client must say something while nothing is spoken
 MOST_MESSAGE = 1 << 20  #: characters
 POLICY = 1008  #: WebSocket's code for a message that is against the rules
-
-
-class _Text:
-    """Text that comes in on one side and is iterated over, in a thread, on the other. At most ``most`` characters."""
-
-    def __init__(self, most: int) -> None:
-        self._parts: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._left, self._most = most, most
-        self.ended = False
-
-    def add(self, part: Any) -> None:
-        if not isinstance(part, str):
-            raise TextError(f"text must be a string, not {part!r:.40}")
-        try:
-            part.encode()
-        except UnicodeError:
-            raise TextError("the text has half a surrogate pair in it: send valid Unicode") from None
-        self._left -= len(part)
-        if self._left < 0:
-            raise TextError(f"the text has more than {self._most} characters, the limit: start again")
-        self._parts.put(part)
-
-    def end(self) -> None:
-        self.ended = True
-        self._parts.put(None)
-
-    def __iter__(self) -> Iterator[str]:
-        while (part := self._parts.get()) is not None:
-            yield part
 
 
 async def live(socket: WebSocket) -> None:
@@ -100,7 +70,7 @@ async def _message(socket: WebSocket, seconds: float | None = IDLE_SECONDS) -> d
 async def _speak(socket: WebSocket, service: Service, start: dict[str, Any]) -> None:
     """Say one text."""
     wish = parse_live(start)
-    text = _Text(service.limits.text)
+    text = IncomingText(service.limits.text)
     with service.speech(wish, socket.scope["state"]["who"], iter(text)) as speech:
         await socket.send_json(
             {
@@ -126,7 +96,7 @@ async def _speak(socket: WebSocket, service: Service, start: dict[str, Any]) -> 
         await socket.send_json(end)
 
 
-async def _listen(socket: WebSocket, speech: Speech, text: _Text) -> BaseException | None:
+async def _listen(socket: WebSocket, speech: Speech, text: IncomingText) -> BaseException | None:
     """Take text while it is spoken; what is wrong with it, or the client's leaving, gives the speech up."""
     try:
         while True:
