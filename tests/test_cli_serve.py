@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -14,7 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+import soundfile
 from click.testing import CliRunner
 
 from tortoise_rt.cli import main
@@ -122,3 +125,57 @@ def test_a_second_signal_ends_it_at_once(process: Process) -> None:
     assert process.end() == 0 and time.monotonic() - began < 8
     thread.join()
     assert failed != [200]
+
+
+def test_a_killed_server_goes_on_with_its_jobs(folder: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    text = "\n\n".join(f"This is the paragraph with the number {number}." for number in range(8))
+    body = {"input": text, "voice": "alto", "seed": 3, "clip_length": 40, "subtitles": "srt"}
+    running = Process("--jobs", "jobs")
+    job = httpx.post(f"{running.url}/v1/jobs", json=body).json()["id"]
+    speaking = threading.Thread(
+        target=lambda: pytest.raises(
+            httpx.HTTPError, httpx.post, f"{running.url}/v1/audio/speech", json={"input": LONG * 20}
+        )
+    )
+    speaking.start()
+    until = time.monotonic() + 60
+    while len([*Path("jobs", job, "book", "clips").glob("[0-9]*.wav")]) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    running.process.kill()
+    running.end()
+    speaking.join()
+    assert len([*Path("jobs", job, "book", "clips").glob("[0-9]*.wav")]) < 8
+    again = Process("--jobs", "jobs")
+    try:
+        while (found := httpx.get(f"{again.url}/v1/jobs/{job}").json())["status"] in ("waiting", "running"):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        files = {file["name"]: httpx.get(again.url + file["url"]).content for file in found["files"]}
+    finally:
+        again.process.kill()
+        again.end()
+    Path("text.txt").write_text(text)
+    arguments = [
+        "--voice",
+        "alto",
+        "--seed",
+        "3",
+        "--clip-length",
+        "40",
+        "--subtitles",
+        "srt",
+        "-o",
+        "read",
+        "-q",
+    ]
+    assert CliRunner().invoke(main, ["read", "text.txt", *arguments]).exit_code == 0
+    assert files.keys() == {"combined.wav", "combined.srt"}
+    assert files["combined.srt"] == Path("read/combined.srt").read_bytes()
+    waves = [
+        soundfile.read(io.BytesIO(data))[0]
+        for data in (files["combined.wav"], Path("read/combined.wav").read_bytes())
+    ]
+    assert (
+        len(waves[0]) == len(waves[1]) and np.abs(waves[0] - waves[1]).max() < 1e-3
+    )  # the rows' number moves last bits

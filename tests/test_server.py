@@ -17,14 +17,19 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
+from scheduling import TOKENIZER
 from serving import ONE, SHORT, Running, Slow, alone, assert_sound, begun, samples, serving
 
 from tortoise_rt import config
+from tortoise_rt.server.app import make_app
 from tortoise_rt.server.encoding import FORMATS
-from tortoise_rt.server.fields import SETTINGS
+from tortoise_rt.server.fields import SETTINGS, Wish
 from tortoise_rt.server.limits import Keys
+from tortoise_rt.server.run import Server, listen
+from tortoise_rt.server.service import Service, Speech
 from tortoise_rt.sinks import to_16_bits
 from tortoise_rt.spec import SAMPLE_RATE
+from tortoise_rt.text import Tokenizer
 from tortoise_rt.tts import TextToSpeech
 from tortoise_rt.voice import load_voice
 
@@ -475,3 +480,26 @@ def test_the_document_says_what_is_checked(server: Running) -> None:
         for choice in schema.get("enum", []):
             assert taken(name, choice)
         assert not taken(name, "nothing of the kind")
+
+
+def test_a_server_that_cannot_speak_ends() -> None:
+    engine = Slow()
+
+    def fail(graph: str, rows: int) -> None:
+        raise RuntimeError("no memory")
+
+    engine.before = fail
+    service = Service(engine, Tokenizer(TOKENIZER))
+    server = Server(make_app(service), service, 1)
+    server.run([listen("127.0.0.1", 0)])
+    assert server.failed and not service.ready
+
+
+def test_the_servers_time_grows_with_the_sound_and_the_callers_does_not(server: Running) -> None:
+    """Who listens while it is made takes as long as the sound."""
+    service = server.service
+    open_end, strict = (Speech(service, Wish(seed=1, timeout=seconds), SHORT) for seconds in (None, 5.0))
+    assert open_end.limit == service.limits.timeout and strict.limit == 5
+    for speech in (open_end, strict):
+        speech.samples = 1000 * SAMPLE_RATE
+    assert open_end.limit == service.limits.timeout + 2000 and strict.limit == 5

@@ -48,7 +48,12 @@ KEYS_VARIABLE = "TORTOISE_RT_API_KEYS"
 @click.option("--per-minute", type=int, metavar="N", help="Requests of one key (or address). [default: 600]")
 @click.option("--max-text", type=int, metavar="N", help="Characters of a request. [default: 20000]")
 @click.option("--max-upload", type=int, metavar="MB", help="Of a voice's clips together. [default: 64]")
-@click.option("--timeout", type=float, metavar="S", help="Seconds that a request may take. [default: 600]")
+@click.option(
+    "--timeout",
+    type=float,
+    metavar="S",
+    help="Seconds that a request may take, beside twice those of its sound. [default: 600]",
+)
 @click.option(
     "--drain",
     type=float,
@@ -136,7 +141,8 @@ def serve(
     from ..server.guard import is_loopback
     from ..server.jobs import Jobs
     from ..server.limits import Keys, Limits
-    from ..server.run import Server, listen, set_up_log
+    from ..server.logs import set_up_log
+    from ..server.run import Server, listen
     from ..server.service import Service
     from ..tts import choose_engine, choose_tokenizer
     from ..voice import check_folders

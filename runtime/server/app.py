@@ -165,7 +165,6 @@ def make_app(
         guards.insert(0, allowed)
     paths = ROUTES if jobs is None else [*ROUTES, *JOB_ROUTES]
     app = Starlette(routes=paths, middleware=guards, lifespan=lifespan)
-    app.add_exception_handler(Exception, answer_error)
     for kind in (HTTPException, TortoiseError):
         app.add_exception_handler(kind, answer_error)
     app.router.redirect_slashes = False

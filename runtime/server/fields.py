@@ -15,6 +15,7 @@ from ..config import (
     MAX_SAMPLES,
     PRESETS,
     SAMPLERS,
+    SMALLEST,
     check_choice,
     check_flag,
     check_number,
@@ -71,10 +72,10 @@ def _described(default: Any, text: str) -> Schema:
 #: the settings of a synthesis, by their names in Python; what is left out is as the model and the engine have it
 SETTINGS: Mapping[str, Schema] = {
     "num_autoregressive_samples": _integer(1, MAX_SAMPLES, None, "Draws, the best of which is heard."),
-    "temperature": _number(0, 100, None, "Variety of the speech; low is even.", above=True),
+    "temperature": _number(SMALLEST, 100, None, "Variety of the speech; low is even."),
     "top_p": _number(0, 1, None, "Draw from the most likely codes with this probability.", above=True),
     "top_k": _integer(0, None, None, "Draw from so many most likely codes; 0: from all."),
-    "repetition_penalty": _number(0, 100, None, "Above 1 discourages codes already used.", above=True),
+    "repetition_penalty": _number(SMALLEST, 100, None, "Above 1 discourages codes already used."),
     "length_penalty": {"type": "number", "description": "Accepted as in TorToiSe, without effect."},
     "typical_sampling": _flag(None, "Locally typical sampling."),
     "typical_mass": _number(0, 1, None, "Its probability.", above=True),
@@ -120,7 +121,13 @@ COMMON: Mapping[str, Schema] = {
     "pause": _number(0, LONGEST_PAUSE, PAUSE, "Seconds of silence between sentences."),
     "stream_chunk_size": _integer(0, MOST_CODES, None, "Codes that a piece waits for; 0: all of a sentence."),
     "first_chunk": _integer(1, MOST_CODES, None, "Codes that the first piece waits for."),
-    "timeout": _number(0, LONGEST_TIMEOUT, None, "Seconds after which the request is given up.", above=True),
+    "timeout": _number(
+        0,
+        LONGEST_TIMEOUT,
+        None,
+        "Seconds after which the request is given up. Left out: the server's, and twice those of sound.",
+        above=True,
+    ),
     **SETTINGS,
 }
 #: formats of a job's files, and when its clips are said

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import Refused
 from .answers import error_answer
 from .limits import Keys
+from .logs import request_id
 from .service import Service
 
 log = logging.getLogger("tortoise_rt.server")
@@ -50,6 +51,7 @@ class Guard:
         number = given if _ID.fullmatch(given) else secrets.token_hex(8)
         state = scope.setdefault("state", {})
         state |= {"request_id": number, "log": {}, "who": None}
+        request_id.set(number)
         status = 0
 
         async def tell(message: Message) -> None:
@@ -81,11 +83,15 @@ class Guard:
                 await self._app(scope, inside, tell)
             except ConnectionAbortedError:
                 state["log"]["outcome"] = "stalled"
+            except Exception as error:  # what no handler knows
+                if status:
+                    log.exception("a request failed while it was answered")
+                else:
+                    await error_answer(error)(scope, receive, tell)
         finally:
             self._service.metrics.requests.labels(scope.get("method", "WEBSOCKET"), str(status)).inc()
             if scope["path"] not in ("/healthz", "/readyz", "/metrics"):
                 facts = {
-                    "id": number,
                     "who": state["who"],
                     "method": scope.get("method", "WEBSOCKET"),
                     "path": scope["path"][:200],

@@ -29,7 +29,7 @@ class Limits:
     per_minute: int = 600  #: begun by one caller in a minute
     text: int = 20_000  #: characters of a request
     upload_bytes: int = 64 << 20  #: of a body with files
-    timeout: float = 600.0  #: seconds that a request may take
+    timeout: float = 600.0  #: seconds that a request may take, beside twice those of the sound it was given
 
     def __post_init__(self) -> None:
         check_number("queue", self.queue, 1, 1024, integer=True)

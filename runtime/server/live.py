@@ -135,6 +135,7 @@ async def _sound(socket: WebSocket, speech: Speech) -> dict[str, Any]:
         return {"type": "error", "error": error_object(error)}
     return {
         "type": "done",
+        "complete": speech.complete,
         "audio_seconds": round(speech.audio_seconds, 3),
         "first_audio_seconds": round(speech.first or 0, 3),
         "seconds": round(speech.seconds, 3),

@@ -170,8 +170,7 @@ def document(service: Service, with_jobs: bool = False) -> Schema:
 def _limited(service: Service) -> Mapping[str, Schema]:
     """The fields of speech, with what this server takes at most."""
     text = {**SPEECH["input"], "maxLength": service.limits.text}
-    timeout = {**SPEECH["timeout"], "default": service.limits.timeout}
-    return {name: _nullable(schema) for name, schema in {**SPEECH, "input": text, "timeout": timeout}.items()}
+    return {name: _nullable(schema) for name, schema in {**SPEECH, "input": text}.items()}
 
 
 def _nullable(schema: Schema) -> Schema:
@@ -231,8 +230,8 @@ _FORM: Schema = {
 _NAMED: Schema = {"name": "name", "in": "path", "required": True, "schema": NAME}
 _SOUND: Schema = {
     media: {"schema": {"type": "string", "format": "binary"}}
-    for media in ("audio/mpeg", "audio/ogg", "audio/flac", "audio/wav", "audio/pcm", "text/event-stream")
-}
+    for media in ("audio/mpeg", "audio/ogg", "audio/flac", "audio/wav", "audio/pcm")
+} | {"text/event-stream": {}}  # events of JSON, which 3.1 cannot describe
 
 JOB_SHOWN: Schema = {
     "type": "object",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import logging
 import socket
 import threading
@@ -24,33 +22,6 @@ BACKLOG = 256
 SEND_BUFFER = (
     64 << 10
 )  #: bytes of a connection that the system keeps: sound that nobody takes is not made for long
-
-
-class JsonLines(logging.Formatter):
-    """A line of JSON for each record; ``extra={"facts": {...}}`` becomes fields of it."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        when = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
-        line = {
-            "time": when.isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-            **getattr(record, "facts", {}),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def set_up_log(quiet: bool) -> None:
-    """Everything that is logged, ours and uvicorn's, to standard error as lines of JSON."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    for name in ("tortoise_rt", "uvicorn"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.WARNING)
-    logging.getLogger("tortoise_rt.server").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -28,6 +28,8 @@ from .metrics import Metrics
 log = logging.getLogger("tortoise_rt.server")
 WARM_UP = "Hello."
 PER_REQUEST = 3  #: requests to the scheduler that one for speech has at a time, at most
+PER_SOUND = 2.0  #: seconds longer that a request may take for each of sound that was given
+LOOK = 0.1  #: seconds between two looks for requests whose time is over
 SPARE = 64  #: more of them: those of jobs
 
 
@@ -53,6 +55,16 @@ class Service:
         self.ready = False
         self._speaking: set[Speech] = set()
         self._lock = threading.Lock()
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="deadlines", daemon=True).start()
+
+    def _watch(self) -> None:
+        """End requests whose time is over."""
+        while not self._closed.wait(LOOK):
+            with self._lock:
+                late = [speech for speech in self._speaking if speech.seconds > speech.limit]
+            for speech in late:
+                speech.cancel(DeadlineExceeded(f"the request was not done within its {speech.limit:g} s"))
 
     def warm_up(self) -> None:
         """Say a word, which loads what speech needs; then the service is ready. Raises what it fails with."""
@@ -106,6 +118,7 @@ class Service:
     def close(self) -> None:
         """Give up what is in flight, and wait until it has ended."""
         self.give_up()
+        self._closed.set()
         self.scheduler.close()
 
 
@@ -116,9 +129,9 @@ class Speech:
         self.wish = wish
         self.seed = fresh_seed() if wish.seed is None else wish.seed
         self.began = time.monotonic()
-        self.timeout = min(wish.timeout or service.limits.timeout, service.limits.timeout)
         self.first: float | None = None  #: seconds to the first sound
         self.samples = 0  #: given so far
+        self.complete = True  #: whether the voice stopped by itself each time, and an aligner heard the text
         self.outcome = Cancelled.__name__  #: "done" or the name of an error
         self._service, self._text = service, text
         self._given_up: BaseException | None = None
@@ -134,6 +147,12 @@ class Speech:
     def audio_seconds(self) -> float:
         return self.samples / SAMPLE_RATE
 
+    @property
+    def limit(self) -> float:
+        """Seconds that it may take. Whoever says no time may listen while it is made, so sound given makes it longer."""
+        most = self._service.limits.timeout + PER_SOUND * self.audio_seconds
+        return most if self.wish.timeout is None else min(self.wish.timeout, most)
+
     def cancel(self, error: BaseException | None = None) -> None:
         """Give it up, which frees its rows by the next step; whoever takes its pieces gets ``error``, or Cancelled."""
         if self._given_up is None:
@@ -145,12 +164,6 @@ class Speech:
 
     def pieces(self) -> Generator[Piece, None, None]:
         """The sound, as it is made. Raises what it fails with: InputError before the first piece, if for its fields."""
-        overdue = threading.Timer(
-            self.timeout,
-            lambda: self.cancel(DeadlineExceeded(f"the request was not done within its {self.timeout:g} s")),
-        )
-        overdue.daemon = True
-        overdue.start()
         try:
             with contextlib.closing(self._said()) as said:
                 for piece in said:
@@ -171,8 +184,6 @@ class Speech:
         except BaseException:
             self.outcome = "Failed"
             raise
-        finally:
-            overdue.cancel()
 
     def _said(self) -> Generator[Piece, None, None]:
         service, wish = self._service, self.wish
@@ -193,6 +204,7 @@ class Speech:
         if self._given_up is not None:  # looked at after the reader is there to be cancelled
             raise self._given_up
         yield from self._reader.read(self._text)
+        self.complete = self._reader.complete
 
     def _checked(self, voice: Voice | None, settings: Settings) -> Piece:
         """The text as one clip, drawn again while an aligner hears something else."""
@@ -206,5 +218,6 @@ class Speech:
                 self._handle.cancel()
             return self._handle.result()
 
-        wavs = retried(say, self.seed, settings.max_retries).wavs
-        return Piece(wavs[0], 0, text, True)
+        result = retried(say, self.seed, settings.max_retries)
+        self.complete = result.complete and all(report.ok for report in result.reports)
+        return Piece(result.wavs[0], 0, text, True)

@@ -148,7 +148,7 @@ def _done(speech: Speech) -> dict[str, Any]:
     """The last event; tokens are characters and codes of about 46 ms, as there is nothing to be paid."""
     spoken, heard = len(speech.wish.text), round(speech.audio_seconds / 0.0464)
     usage = {"input_tokens": spoken, "output_tokens": heard, "total_tokens": spoken + heard}
-    return {"type": "speech.audio.done", "usage": usage, "seed": speech.seed}
+    return {"type": "speech.audio.done", "usage": usage, "seed": speech.seed, "complete": speech.complete}
 
 
 def _json_event(content: dict[str, Any]) -> bytes:
@@ -164,4 +164,5 @@ def facts(speech: Speech) -> dict[str, Any]:
         "audio_seconds": round(speech.audio_seconds, 2),
         "first_audio_seconds": None if speech.first is None else round(speech.first, 3),
         "outcome": speech.outcome,
+        "complete": speech.complete,
     }

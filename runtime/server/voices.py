@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..voice import RANDOM, user_folder, voices_in
 from ..voice_store import add_voice, check_name, remove_voice
 from .service import Service
 
+log = logging.getLogger("tortoise_rt.server")
 MOST_FILES = 50  #: of a voice
 MOST_VOICES = 1000  #: that callers may have made
 
@@ -58,6 +60,7 @@ def create(name: str, files: Sequence[UploadFile]) -> dict[str, Any]:
                 message = message.replace(str(path), repr(called[:80]))
             raise type(error)(message.replace(folder, "the files")) from None
         except TortoiseError as error:
+            log.error("a voice could not be kept", exc_info=error)
             raise Refused("the voice could not be kept: the server's log says why", 507) from error
     return _listed(name, True)
 
