@@ -46,22 +46,22 @@ MAX_VOICE = 4000  #: characters of a voice's name, or of several joined
 Schema = dict[str, Any]
 
 
-def _number(low: float, high: float | None, default: Any, text: str, *, above: bool = False) -> Schema:
+def number(low: float, high: float | None, default: Any, text: str, *, above: bool = False) -> Schema:
     bounds: Schema = {"exclusiveMinimum" if above else "minimum": low}
     if high is not None:
         bounds["maximum"] = high
     return {"type": "number", **bounds, **_described(default, text)}
 
 
-def _integer(low: int, high: int | None, default: Any, text: str) -> Schema:
-    return {**_number(low, high, default, text), "type": "integer"}
+def integer(low: int, high: int | None, default: Any, text: str) -> Schema:
+    return {**number(low, high, default, text), "type": "integer"}
 
 
-def _choice(choices: Any, default: Any, text: str) -> Schema:
+def choice(choices: Any, default: Any, text: str) -> Schema:
     return {"type": "string", "enum": [*choices], **_described(default, text)}
 
 
-def _flag(default: Any, text: str) -> Schema:
+def flag(default: Any, text: str) -> Schema:
     return {"type": "boolean", **_described(default, text)}
 
 
@@ -71,35 +71,35 @@ def _described(default: Any, text: str) -> Schema:
 
 #: the settings of a synthesis, by their names in Python; what is left out is as the model and the engine have it
 SETTINGS: Mapping[str, Schema] = {
-    "num_autoregressive_samples": _integer(1, MAX_SAMPLES, None, "Draws, the best of which is heard."),
-    "temperature": _number(SMALLEST, 100, None, "Variety of the speech; low is even."),
-    "top_p": _number(0, 1, None, "Draw from the most likely codes with this probability.", above=True),
-    "top_k": _integer(0, None, None, "Draw from so many most likely codes; 0: from all."),
-    "repetition_penalty": _number(SMALLEST, 100, None, "Above 1 discourages codes already used."),
+    "num_autoregressive_samples": integer(1, MAX_SAMPLES, None, "Draws, the best of which is heard."),
+    "temperature": number(SMALLEST, 100, None, "Variety of the speech; low is even."),
+    "top_p": number(0, 1, None, "Draw from the most likely codes with this probability.", above=True),
+    "top_k": integer(0, None, None, "Draw from so many most likely codes; 0: from all."),
+    "repetition_penalty": number(SMALLEST, 100, None, "Above 1 discourages codes already used."),
     "length_penalty": {"type": "number", "description": "Accepted as in TorToiSe, without effect."},
-    "typical_sampling": _flag(None, "Locally typical sampling."),
-    "typical_mass": _number(0, 1, None, "Its probability.", above=True),
-    "greedy": _flag(None, "Always the most likely code."),
-    "max_mel_tokens": _integer(1, None, None, "Longest sentence in codes of 46 ms."),
-    "batch_rows": _integer(1, 1024, None, "Most of the draws made side by side; changes no result."),
-    "kv_positions": _choice(KV_POSITIONS, None, '"upstream" reproduces a fault of TorToiSe\'s cache.'),
-    "diffusion_iterations": _integer(1, TRAINED_STEPS, None, "Denoising steps."),
-    "sampler": _choice(SAMPLERS, None, "Denoising rule."),
-    "eta": _number(0, 1, None, "Noise of the sampler ddim."),
-    "cond_free": _flag(None, "Guidance: a second, unconditioned pass in every step."),
-    "cond_free_k": _number(0, 1000, None, "Strength of guidance."),
-    "cond_free_share": _number(0, 1, None, "Share of the steps, the last ones, that are guided."),
-    "diffusion_temperature": _number(0, 1, None, "Noise that diffusion starts from."),
-    "decoder": _choice(DECODERS, None, "From codes to sound: diffusion (best) or hifigan (fast)."),
-    "cvvp_amount": _number(0, 1, None, "Rank draws by likeness to the voice (1), to the text (0) or both."),
-    "k": {**_integer(1, 1, 1, "Clips returned: one."), "enum": [1]},
-    "enable_redaction": _flag(None, "Speak words in [brackets] and cut them out."),
-    "check": _flag(None, "Let an aligner check the clip and draw a bad one again; with split off."),
-    "max_retries": _integer(0, MAX_RETRIES, None, "How often that may be."),
+    "typical_sampling": flag(None, "Locally typical sampling."),
+    "typical_mass": number(0, 1, None, "Its probability.", above=True),
+    "greedy": flag(None, "Always the most likely code."),
+    "max_mel_tokens": integer(1, None, None, "Longest sentence in codes of 46 ms."),
+    "batch_rows": integer(1, 1024, None, "Most of the draws made side by side; changes no result."),
+    "kv_positions": choice(KV_POSITIONS, None, '"upstream" reproduces a fault of TorToiSe\'s cache.'),
+    "diffusion_iterations": integer(1, TRAINED_STEPS, None, "Denoising steps."),
+    "sampler": choice(SAMPLERS, None, "Denoising rule."),
+    "eta": number(0, 1, None, "Noise of the sampler ddim."),
+    "cond_free": flag(None, "Guidance: a second, unconditioned pass in every step."),
+    "cond_free_k": number(0, 1000, None, "Strength of guidance."),
+    "cond_free_share": number(0, 1, None, "Share of the steps, the last ones, that are guided."),
+    "diffusion_temperature": number(0, 1, None, "Noise that diffusion starts from."),
+    "decoder": choice(DECODERS, None, "From codes to sound: diffusion (best) or hifigan (fast)."),
+    "cvvp_amount": number(0, 1, None, "Rank draws by likeness to the voice (1), to the text (0) or both."),
+    "k": {**integer(1, 1, 1, "Clips returned: one."), "enum": [1]},
+    "enable_redaction": flag(None, "Speak words in [brackets] and cut them out."),
+    "check": flag(None, "Let an aligner check the clip and draw a bad one again; with split off."),
+    "max_retries": integer(0, MAX_RETRIES, None, "How often that may be."),
 }
 #: fields of every request for speech
 COMMON: Mapping[str, Schema] = {
-    "model": _choice(
+    "model": choice(
         MODELS, QUICK, "tortoise: sound as early as can be. tortoise-hd: the engine's own preset."
     ),
     "voice": {
@@ -115,13 +115,13 @@ COMMON: Mapping[str, Schema] = {
             },
         ],
     },
-    "response_format": _choice(FORMATS, "mp3", "pcm is 16-bit little-endian samples, one channel, 24 kHz."),
-    "seed": _integer(0, MAX_SEED, None, "Same seed, same sound. Left out: a fresh one, told in x-seed."),
-    "preset": _choice(PRESETS, None, "Settings by name; those named beside it win."),
-    "pause": _number(0, LONGEST_PAUSE, PAUSE, "Seconds of silence between sentences."),
-    "stream_chunk_size": _integer(0, MOST_CODES, None, "Codes that a piece waits for; 0: all of a sentence."),
-    "first_chunk": _integer(1, MOST_CODES, None, "Codes that the first piece waits for."),
-    "timeout": _number(
+    "response_format": choice(FORMATS, "mp3", "pcm is 16-bit little-endian samples, one channel, 24 kHz."),
+    "seed": integer(0, MAX_SEED, None, "Same seed, same sound. Left out: a fresh one, told in x-seed."),
+    "preset": choice(PRESETS, None, "Settings by name; those named beside it win."),
+    "pause": number(0, LONGEST_PAUSE, PAUSE, "Seconds of silence between sentences."),
+    "stream_chunk_size": integer(0, MOST_CODES, None, "Codes that a piece waits for; 0: all of a sentence."),
+    "first_chunk": integer(1, MOST_CODES, None, "Codes that the first piece waits for."),
+    "timeout": number(
         0,
         LONGEST_TIMEOUT,
         None,
@@ -130,33 +130,15 @@ COMMON: Mapping[str, Schema] = {
     ),
     **SETTINGS,
 }
-#: formats of a job's files, and when its clips are said
-JOB_FORMATS, SUBTITLES = ("wav", "flac", "ogg", "mp3"), ("srt", "vtt")
-_NOT_OF_JOBS = ("response_format", "pause", "stream_chunk_size", "first_chunk", "timeout")
-#: fields of a job
-JOB: Mapping[str, Schema] = {
-    "input": {
-        "type": "string",
-        "minLength": 1,
-        "description": "The text, with blank lines between paragraphs.",
-    },
-    "name": {"type": "string", "minLength": 1, "maxLength": 200, "description": "What the job is called."},
-    "format": _choice(JOB_FORMATS, "wav", "Of the files."),
-    "by_chapter": _flag(False, "A file for each chapter, instead of one."),
-    "subtitles": _choice(SUBTITLES, None, "Write when each clip is said."),
-    "clip_length": _integer(20, 1000, None, "Characters of a clip, about."),
-    **{name: schema for name, schema in COMMON.items() if name not in _NOT_OF_JOBS},
-    "model": _choice(MODELS, GOOD, "As for speech."),
-}
 #: fields of a request with its text
 SPEECH: Mapping[str, Schema] = {
     "input": {"type": "string", "minLength": 1, "description": "The text, of any number of sentences."},
-    "stream_format": _choice(
+    "stream_format": choice(
         STREAM_FORMATS, "audio", "audio: the sound as it is made. sse: events with the sound in base64."
     ),
-    "stream": _flag(True, "Off: answer when all is said, with its length, and a complete header."),
-    "split": _flag(True, "Off: the text is one clip, as tts() makes it, and not said sentence by sentence."),
-    "speed": {**_number(1, 1, 1, "Speech has the speed that the voice gives it: 1."), "enum": [1]},
+    "stream": flag(True, "Off: answer when all is said, with its length, and a complete header."),
+    "split": flag(True, "Off: the text is one clip, as tts() makes it, and not said sentence by sentence."),
+    "speed": {**number(1, 1, 1, "Speech has the speed that the voice gives it: 1."), "enum": [1]},
     "instructions": {
         "type": "string",
         "maxLength": 0,
@@ -201,56 +183,22 @@ def parse_json(body: bytes | str, what: str = "the body") -> dict[str, Any]:
 
 def parse_speech(body: Mapping[str, Any], most_text: int) -> Wish:
     """A request with its text, of ``most_text`` characters at most. Raises InputError, which names the field."""
-    return _parse(body, SPEECH, most_text)
+    return parse(body, SPEECH, most_text)
 
 
 def parse_live(body: Mapping[str, Any]) -> Wish:
     """A request whose text is still to come."""
-    return _parse(body, COMMON, None)
+    return parse(body, COMMON, None)
 
 
-@dataclass(frozen=True)
-class JobWish:
-    """What is to be read, and how: its fields checked by themselves."""
-
-    speech: Wish
-    name: str
-    format: str
-    by_chapter: bool
-    subtitles: str | None
-    clip_length: int | None
-
-
-def parse_job(body: Mapping[str, Any]) -> JobWish:
-    """A job, whose text is in ``input`` or elsewhere."""
-    _check_names(body, JOB)
-    given = {name: value for name, value in body.items() if value is not None}
-    check_choice("format", given.get("format", "wav"), JOB_FORMATS)
-    if "subtitles" in given:
-        check_choice("subtitles", given["subtitles"], SUBTITLES)
-    name = given.get("name", "text")
-    if not isinstance(name, str) or not 0 < len(name) <= 200:
-        raise SettingsError("name must be a text of 1 to 200 characters")
-    length = given.get("clip_length")
-    of_speech = {name: value for name, value in given.items() if name in COMMON}
-    return JobWish(
-        _parse({"model": GOOD, "split": False, **of_speech}, SPEECH, None),
-        name,
-        given.get("format", "wav"),
-        check_flag("by_chapter", given.get("by_chapter", False)),
-        given.get("subtitles"),
-        None if length is None else check_number("clip_length", length, 20, 1000, integer=True),
-    )
-
-
-def _check_names(body: Mapping[str, Any], fields: Mapping[str, Schema]) -> None:
+def check_names(body: Mapping[str, Any], fields: Mapping[str, Schema]) -> None:
     for name in body:
         if name not in fields:
             raise SettingsError(f"unknown field {name[:80]!r}. {suggest(name[:80], fields)}")
 
 
-def _parse(body: Mapping[str, Any], fields: Mapping[str, Schema], most_text: int | None) -> Wish:
-    _check_names(body, fields)
+def parse(body: Mapping[str, Any], fields: Mapping[str, Schema], most_text: int | None) -> Wish:
+    check_names(body, fields)
     given = {name: value for name, value in body.items() if value is not None}
     model = given.get("model", QUICK)
     check_choice("model", model, MODELS)

@@ -16,7 +16,7 @@ from ..longform import Book, Joining, read_document
 from ..longform.document import EPUB, MARKDOWN
 from ..rng import fresh_seed
 from ..scheduler import Priority, Share
-from .fields import JobWish, parse_job
+from .job_fields import JobWish, parse_job
 from .job_store import CANCELLED, DONE, FAILED, RUNNING, WAITING, Job, JobStore, now
 from .service import Service
 
