@@ -18,7 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from serving import serving
 
-CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+# 500 is in no operation of the document, so a conforming status is none
+CHECKS = "status_code_conformance,content_type_conformance,response_schema_conformance"
 
 
 def main() -> int:
@@ -34,7 +35,7 @@ def main() -> int:
         with serving(jobs=Path(folder) / "jobs", timeout=20, per_minute=10**6) as server:
             command = [
                 str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json", "--checks", CHECKS,
-                "--max-examples", str(options.examples), "--seed", str(options.seed), "--mode", "all", "--workers", "2",
+                "--max-examples", str(options.examples), "--seed", str(options.seed), "--mode", "all", "--workers", "1",
                 "--request-timeout", "60", "--suppress-health-check", "all",
             ]  # fmt: skip
             code = subprocess.run(command, cwd=folder, check=False).returncode

@@ -344,6 +344,22 @@ def test_a_client_that_leaves_frees_its_rows_at_once() -> None:
         assert_sound(server.speak().content, alone())
 
 
+def test_a_client_that_leaves_before_its_request_is_there_is_no_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", "tortoise_rt.server"), serving() as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            time.sleep(0.2)
+        until = time.monotonic() + 10
+        while (
+            not (told := [r.facts for r in caplog.records if hasattr(r, "facts")])
+            and time.monotonic() < until
+        ):
+            time.sleep(0.01)
+    assert told[0]["status"] == 499 and not [r for r in caplog.records if r.levelname == "ERROR"]
+
+
 def test_a_client_that_does_not_read_stops_the_work_and_ends_at_its_time() -> None:
     engine = Slow()
     with serving(engine) as server:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import Refused
+from ..errors import Cancelled, Refused
 from .answers import error_answer
 from .limits import Keys
 from .logs import request_id
@@ -159,8 +159,10 @@ def _bounded(headers: Headers, receive: Receive, most: int) -> Receive:
             message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
         except asyncio.TimeoutError:
             raise Refused(f"the body was not there within {BODY_SECONDS:g} s", 408) from None
+        if message["type"] == "http.disconnect":
+            raise Cancelled("the client has gone before its request was there")
         read += len(message.get("body", b""))
-        complete = message["type"] != "http.request" or not message.get("more_body", False)
+        complete = not message.get("more_body", False)
         if read > most:
             raise Refused(f"the body has more than {most} bytes, the limit", 413)
         return message
