@@ -134,7 +134,7 @@ def test_what_is_wrong_is_said(server: Running, messages: list[Any], says: str) 
     [
         ([{**START, "voice": "nobody"}, text(SHORT), {"type": "end"}], "unknown voice"),
         ([START, {"type": "end"}], "nothing to say"),
-        ([{**START, "timeout": 0.2}, text("Hello")], "within its 0.2 s"),
+        ([{**START, "timeout": 1}, text("Hello")], "within its 1 s"),
     ],
 )
 def test_a_text_that_fails_leaves_the_connection(server: Running, messages: list[Any], says: str) -> None:

@@ -40,7 +40,7 @@ MODELS: Mapping[str, str] = {
     "gpt-4o-mini-tts": QUICK,
 }
 STREAM_FORMATS = ("audio", "sse")
-LONGEST_TIMEOUT = 86_400.0  #: seconds
+SHORTEST_TIMEOUT, LONGEST_TIMEOUT = 1.0, 86_400.0  #: seconds
 MAX_VOICE = 4000  #: characters of a voice's name, or of several joined
 
 Schema = dict[str, Any]
@@ -122,11 +122,10 @@ COMMON: Mapping[str, Schema] = {
     "stream_chunk_size": integer(0, MOST_CODES, None, "Codes that a piece waits for; 0: all of a sentence."),
     "first_chunk": integer(1, MOST_CODES, None, "Codes that the first piece waits for."),
     "timeout": number(
-        0,
+        SHORTEST_TIMEOUT,
         LONGEST_TIMEOUT,
         None,
         "Seconds after which the request is given up. Left out: the server's, and twice those of sound.",
-        above=True,
     ),
     **SETTINGS,
 }
@@ -227,7 +226,7 @@ def parse(body: Mapping[str, Any], fields: Mapping[str, Schema], most_text: int 
         given.get("preset"),
         check_number("pause", given.get("pause", PAUSE), 0, LONGEST_PAUSE),
         None if sizes == (None, None) else chunks_of(*sizes),
-        None if timeout is None else check_number("timeout", timeout, 0, LONGEST_TIMEOUT, above=True),
+        None if timeout is None else check_number("timeout", timeout, SHORTEST_TIMEOUT, LONGEST_TIMEOUT),
         settings,
         "" if most_text is None else _text(body.get("input"), most_text),
         stream_format == "sse",

@@ -221,7 +221,7 @@ class _Connection:
 
 def _info(service: Service) -> Info:
     by = Attribution("tortoise-rt", "https://pypi.org/project/tortoise-rt/")
-    common = {"attribution": by, "installed": True, "version": __version__}
+    common: dict[str, Any] = {"attribution": by, "installed": True, "version": __version__}
     found = [
         TtsVoice(name=voice["id"], description=voice["name"], languages=LANGUAGES, **common)
         for voice in voices.listed(service)
