@@ -1,11 +1,11 @@
 """Parity and speed of the PyTorch backend on a GPU; JSON lines out. Needs PyTorch with CUDA and this package.
 
     python benchmarks/gpu_suite.py [-o results.jsonl] [--size official|tiny] [--repeats 5] [--device cuda]
-                                   [--precisions fp32,fp16,bf16]
+                                   [--precisions fp32,fp16,bf16] [--reference-source DIR]
 
 Verifies first: every graph on the device in each precision against the module on the CPU, three times, so that replayed
-graphs are checked too, and whole small runs. Then times every stage of the model on random weights of the chosen size,
-whole sentences and streams, beside the machine's own ceilings, measured in the same run. What cannot run is reported as
+graphs are checked too, whole small runs, and what the device does by itself against the same with the host in between. Then times every stage of the model on random weights of the chosen size,
+whole sentences and streams, beside the machine's own ceilings and the reference's classes, measured in the same run. What cannot run is reported as
 a skip with its reason. Without a GPU it says so and exits with 0. ``--device cpu`` runs the same suite on the CPU.
 """
 
@@ -26,17 +26,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from judge.gpu_speech import sentences, streams
+from judge import gpu_reference
+from judge.gpu_speech import random_voice, sentences, streams
 
 from tortoise_rt._version import __version__
-from tortoise_rt.backends.torch import PRECISIONS, TorchEngine
-from tortoise_rt.config import make_settings
-from tortoise_rt.engine import KVCache
+from tortoise_rt.backends.torch import TorchEngine
+from tortoise_rt.config import ARSettings, make_settings
+from tortoise_rt.engine import KVCache, ProxyEngine
 from tortoise_rt.export.checkpoints import Checkpoints
 from tortoise_rt.export.parity import check_graphs
 from tortoise_rt.export.random_checkpoint import write_checkpoints
 from tortoise_rt.machine import cpu_name
 from tortoise_rt.pipeline import Pipeline
+from tortoise_rt.sampling import Drawing
 from tortoise_rt.vocoder import hifigan, noise_shape, univnet
 
 TINY = Path(__file__).parent.parent / "tests" / "data" / "tiny-a"
@@ -94,6 +96,44 @@ def whole_runs(device: torch.device) -> Iterator[Row]:
         error = float(np.abs(there.wavs[0] - here.wavs[0]).max()) if same else None
         ok = same and error is not None and error < 5e-3
         yield {"kind": "whole run", "decoder": decoder, "same_codes": same, "wav_error": error, "ok": ok}
+
+
+DRAWN: dict[str, Row] = {
+    "usual": {},
+    "every code": dict(top_k=0, top_p=1.0, temperature=2.0),
+    "nucleus of all": dict(top_k=0, top_p=0.9),
+    "typical": dict(typical_sampling=True, typical_mass=0.6),
+    "greedy": dict(greedy=True),
+}
+
+
+#: of a mel after 25 steps: rounding of one step is what the next begins with
+LOOP_BOUNDS = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.1}
+
+
+def loops(device: torch.device, precision: str) -> Iterator[Row]:
+    """Codes drawn and mels denoised on the device by itself, and with the host in every step: the same device, the same model."""
+    engine = TorchEngine(TINY, str(device), precision)
+    by_hand = ProxyEngine(engine)  # whose loops are the host's
+    for name, arguments in DRAWN.items():
+        settings = make_settings(
+            num_autoregressive_samples=5,
+            diffusion_iterations=25,
+            max_mel_tokens=60,
+            cond_free_share=0.7,
+            **arguments,
+        )
+        one, other = (
+            Pipeline(made).synthesize([62, 84, 28], random_voice(engine), settings, seed=3)
+            for made in (engine, by_hand)
+        )
+        same = bool((one.codes == other.codes).all())
+        error = float(np.abs(one.mels[0] - other.mels[0]).max() / np.ptp(other.mels[0])) if same else None
+        ok = same and error is not None and error < LOOP_BOUNDS[precision]
+        yield {
+            "kind": "loops", "precision": precision, "settings": name, "draws_ahead": engine.draws_ahead,
+            "denoises_ahead": engine.denoises_ahead, "same_codes": same, "mel_error": error, "ok": ok,
+        }  # fmt: skip
 
 
 def timed(work: Callable[[], object], device: torch.device, repeats: int) -> Row:
@@ -171,7 +211,7 @@ class Stages:
         positions = np.broadcast_to(np.arange(count), codes.shape)
 
         def fill() -> KVCache:
-            cache = engine.new_cache(rows, self.context + 1)
+            cache = engine.new_cache(rows, self.context + 8)
             engine.ar_step(cache, codes, positions, voice, text)
             return cache
 
@@ -190,6 +230,16 @@ class Stages:
             row |= {"read_mb": read / 1e6, "gb_per_s": read / row["median_s"] / 1e9}
             row["codes_per_s"] = rows / row["median_s"]
         yield row
+        if ahead := engine.draws_ahead:
+            seen, uniforms = np.zeros(dims["ar.mel_codes"], bool), self.rng.random((rows, ahead))
+            drawings = [Drawing(seen, u, ARSettings()) for u in uniforms]
+
+            def draw() -> None:
+                cache.lengths = np.full(rows, self.context - ahead // 2)
+                engine.ar_draw(cache, codes[:, :1], np.full((rows, 1), count), drawings)
+
+            row = self.measure("decode and draw", draw, rows=rows, context=self.context, codes=ahead)
+            yield row | ({"code_s": row["median_s"] / ahead} if "median_s" in row else {})
 
     def all(self) -> Iterator[Row]:
         dims = self.engine.dims
@@ -232,7 +282,15 @@ def main() -> int:
     parser.add_argument("--size", choices=("official", "tiny"), default="official")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--precisions", default="fp32,fp16,bf16", help="to be timed")
+    parser.add_argument(
+        "--precisions", default="fp32,fp16,bf16", help="to be checked, as fp32 always is, and timed"
+    )
+    parser.add_argument(
+        "--reference-source",
+        type=Path,
+        metavar="DIR",
+        help="the reference's unpacked sdist, to be timed beside it",
+    )
     arguments = parser.parse_args()
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         print(f"skipped: PyTorch {torch.__version__} finds no CUDA device here")
@@ -251,11 +309,17 @@ def main() -> int:
 
     emit(environment(device))
     precisions = arguments.precisions.split(",")
-    for precision in PRECISIONS:
-        for row in parity(device, precision):
+    for precision in dict.fromkeys(("fp32", *precisions)):
+        for row in (*parity(device, precision), *loops(device, precision)):
             emit(row)
     for row in (*whole_runs(device), *ceilings(device, arguments.repeats)):
         emit(row)
+    if arguments.reference_source is not None:
+        for row in gpu_reference.stages(
+            arguments.reference_source, device, lambda work: timed(work, device, arguments.repeats)
+        ):
+            emit(row)
+        gc.collect()
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoints(Path(folder), arguments.size, stop_bias=-1000.0)
         for precision in precisions:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,11 @@ FEW_CODES = 16  #: where something else grows
 FEW_IDS = 30
 
 
-def run(engine: Engine, ids: int, samples: int, codes: int, decoder: str, stage: str | None = None) -> float:
-    """Seconds of one request, or of a stage of it."""
+Times = dict[str, float]
+
+
+def run(engine: Engine, ids: int, samples: int, codes: int, decoder: str) -> Times:
+    """Seconds of the stages of one request."""
     settings = make_settings(
         num_autoregressive_samples=samples, max_mel_tokens=codes, decoder=decoder, diffusion_iterations=2,
     )  # fmt: skip
@@ -50,45 +52,44 @@ def run(engine: Engine, ids: int, samples: int, codes: int, decoder: str, stage:
     )
     text = np.random.default_rng(1).integers(3, 200, ids).tolist()
     with Scheduler(engine) as scheduler:
-        began = time.perf_counter()
         result = scheduler.submit(text, voice, settings, Forced(np.full(samples, codes))).result()
-        seconds = time.perf_counter() - began
-    return seconds if stage is None else result.seconds[stage]
+    return result.seconds
 
 
-def sweeps(engine: Engine) -> dict[str, tuple[tuple[int, ...], Callable[[int], float]]]:
-    """What grows -> its sizes, and the time at one of them."""
+def sweeps(engine: Engine) -> Iterator[tuple[tuple[int, ...], Callable[[int], Times], dict[str, list[str]]]]:
+    """Sizes, the times of the stages at one of them, and what these are called: a name for some stages together."""
     fast = "hifigan" if engine.has("hifigan") else "diffusion"
-    found: dict[str, tuple[tuple[int, ...], Callable[[int], float]]] = {
-        "text tokens": (TEXT_SIZES, lambda n: run(engine, n, 1, FEW_CODES, fast)),
-        "samples": (SAMPLE_SIZES, lambda n: run(engine, FEW_IDS, n, FEW_CODES, fast)),
-        "codes, drawn": (CODE_SIZES, lambda n: run(engine, FEW_IDS, 1, n, fast, "sampling")),
-    }
+    yield TEXT_SIZES, lambda n: run(engine, n, 1, 1, fast), {"text tokens": ["sampling"]}
+    drawn = {"samples, drawn": ["sampling"], "samples, ranked": ["ranking"]}
+    yield SAMPLE_SIZES, lambda n: run(engine, FEW_IDS, n, FEW_CODES, fast), drawn
     if engine.has("hifigan"):
-        found["codes, HiFi-GAN"] = CODE_SIZES, lambda n: run(engine, FEW_IDS, 1, n, "hifigan", "vocoder")
+        stages = {"codes, drawn": ["sampling"], "codes, HiFi-GAN": ["vocoder"]}
+        yield CODE_SIZES, lambda n: run(engine, FEW_IDS, 1, n, "hifigan"), stages
     if engine.has("diffusion_denoise", "univnet"):
-        found["codes, 2 guided diffusion steps"] = (
-            CODE_SIZES,
-            lambda n: run(engine, FEW_IDS, 1, n, "diffusion", "diffusion"),
-        )
-        found["codes, UnivNet"] = CODE_SIZES, lambda n: run(engine, FEW_IDS, 1, n, "diffusion", "vocoder")
-    return found
+        stages = {"codes, 2 guided diffusion steps": ["diffusion"], "codes, UnivNet": ["vocoder"]}
+        yield CODE_SIZES, lambda n: run(engine, FEW_IDS, 1, n, "diffusion"), stages
 
 
 def measure(engine: Engine, repeats: int) -> Iterator[Row]:
     force_lengths()
-    for what, (sizes, seconds_at) in sweeps(engine).items():
-        seconds_at(sizes[0])  # loads graphs
-        seconds = [[seconds_at(size) for _ in range(repeats if size < sizes[-1] else 1)] for size in sizes]
-        middle = [float(np.median(found)) for found in seconds]
-        half = len(sizes) // 2
-        slope = np.polyfit(np.log(sizes[half:]), np.log(middle[half:]), 1)[0]
-        row = {
-            "kind": "scaling", "what": what, "sizes": sizes, "exponent": round(float(slope), 2),
-            "seconds": [[round(value, 4) for value in found] for found in seconds],
-        }  # fmt: skip
-        print(f"{what}: exponent {row['exponent']}, {middle[0]:.3f} to {middle[-1]:.3f} s", flush=True)
-        yield row
+    for sizes, times_at, names in sweeps(engine):
+        times_at(sizes[0])  # loads graphs
+        found = [[times_at(size) for _ in range(repeats)] for size in sizes]
+        for what, stages in names.items():
+            seconds = [[sum(times[stage] for stage in stages) for times in of_size] for of_size in found]
+            row = {
+                "kind": "scaling", "what": what, "sizes": sizes, "exponent": exponent(sizes, seconds),
+                "seconds": [[round(value, 4) for value in of_size] for of_size in seconds],
+            }  # fmt: skip
+            print(f"{what}: {row['exponent']}, {min(seconds[0]):.3f} to {min(seconds[-1]):.3f} s", flush=True)
+            yield row
+
+
+def exponent(sizes: Sequence[int], seconds: Sequence[Sequence[float]]) -> float:
+    """The slope over the upper half of the sizes, of the least times: what else the machine does only adds to a time."""
+    half = len(sizes) // 2
+    least = [min(of_size) for of_size in seconds[half:]]
+    return round(float(np.polyfit(np.log(sizes[half:]), np.log(least), 1)[0]), 2)
 
 
 def round_steps(limits: tuple[float, float]) -> list[float]:
@@ -108,9 +109,9 @@ def draw(rows: list[Row], path: Path) -> None:
     for axis, grows in zip(axes, sizes, strict=True):
         for row in rows:
             if row["what"].startswith(grows):
-                middle = [float(np.median(found)) for found in row["seconds"]]
+                least = [min(found) for found in row["seconds"]]
                 label = f"{row['what']} (exponent {row['exponent']:g})"
-                axis.loglog(row["sizes"], middle, "o-", label=label)
+                axis.loglog(row["sizes"], least, "o-", label=label)
         axis.set_xlabel(grows)
         axis.set_ylabel("seconds")
         axis.grid(True, alpha=0.3)
@@ -128,9 +129,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--engine", type=Path, required=True, help="a bundle")
-    parser.add_argument(
-        "--repeats", type=int, default=2, help="of each size but the last, which is timed once"
-    )
+    parser.add_argument("--repeats", type=int, default=3, help="of each size, the least of which counts")
     parser.add_argument("-o", "--output", type=Path, help="append JSON lines to this file")
     parser.add_argument("--plot", type=Path, help="draw it: .png or .svg")
     options = parser.parse_args()

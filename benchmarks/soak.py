@@ -3,8 +3,9 @@
     python benchmarks/soak.py [--engine BUNDLE] [--minutes 10] [-o results.jsonl]
 
 Clients ask for sentences of many lengths, with one or several samples, by either decoder where the engine has both, whole
-or as streams; some give up in between. Exits with 1 where memory after the first third grows by more than 2 %, or sentences at the end take
-more than 10 % longer than the same ones before.
+or as streams; some give up in between. Each ten seconds they pause and one request, always the same, is timed alone. Exits with 1
+where the line through memory over the last half rises by more than 2 % in its time, or the timed request takes more than 10 % longer
+in the last third than in the one before.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tortoise_rt.defaults import default_voice, settings_for
 from tortoise_rt.engine import Engine
 from tortoise_rt.errors import Cancelled
@@ -28,6 +31,8 @@ from tortoise_rt.voice import load_voice
 
 SENTENCES = (Path(__file__).parent / "sentences" / "everyday.txt").read_text("utf-8").split("\n")[:-1]
 CLIENTS = 4
+EACH = 10.0  #: seconds between pauses
+PAUSE = 60.0  #: seconds until all requests in flight are done, at most
 MOST_GROWTH = 0.02
 MOST_SLOWDOWN = 0.10
 Row = dict[str, Any]
@@ -59,16 +64,23 @@ def soak(engine: Engine, minutes: float) -> Row:
     until = time.monotonic() + 60 * minutes
     done, given_up = 0, 0
     failures: list[BaseException] = []
-    lock = threading.Lock()
+    lock, quiet = threading.Condition(), threading.Event()
+    busy = CLIENTS  #: clients that are not paused
     memory: list[float] = []
     probes: list[float] = []
     with Scheduler(engine, choose_tokenizer(engine, None)) as scheduler:
 
         def client(seed: int) -> None:
-            nonlocal done, given_up
+            nonlocal busy, done, given_up
             rng = random.Random(seed)
             try:
                 while time.monotonic() < until:
+                    if quiet.is_set():
+                        with lock:
+                            busy -= 1
+                            lock.notify_all()
+                            lock.wait_for(lambda: not quiet.is_set())
+                            busy += 1
                     settings = settings_for(
                         engine,
                         num_autoregressive_samples=rng.choice([1, 1, 4]),
@@ -90,16 +102,29 @@ def soak(engine: Engine, minutes: float) -> Row:
                             done += 1
             except BaseException as error:
                 failures.append(error)
+            finally:
+                with lock:
+                    busy -= 1
+                    lock.notify_all()
 
         threads = [threading.Thread(target=client, args=(n,)) for n in range(CLIENTS)]
         for thread in threads:
             thread.start()
         while time.monotonic() < until and not failures:
-            began = time.monotonic()
-            scheduler.submit(SENTENCES[0], voice, probe, 1).result()
-            probes.append(time.monotonic() - began)
+            time.sleep(max(0.0, min(EACH, until - time.monotonic())))
+            with lock:
+                quiet.set()
+                lock.wait_for(lambda: not busy or failures, PAUSE)
+            times = []
+            for _ in range(3):
+                began = time.monotonic()
+                scheduler.submit(SENTENCES[0], voice, probe, 1).result()
+                times.append(time.monotonic() - began)
+            probes.append(min(times))
             memory.append(resident_mib())
-            time.sleep(max(0.0, min(10.0, until - time.monotonic()) - (time.monotonic() - began)))
+            with lock:
+                quiet.clear()
+                lock.notify_all()
         for thread in threads:
             thread.join()
     if failures:
@@ -107,12 +132,13 @@ def soak(engine: Engine, minutes: float) -> Row:
     third = max(1, len(memory) // 3)
     if len(memory) < 3:
         raise SystemExit("too short to compare its thirds: --minutes 1 at least")
-    early, late = memory[third : 2 * third], memory[2 * third :]
+    half = memory[len(memory) // 2 :]
+    slope, start = np.polyfit(np.arange(len(half)), half, 1)
     before, after = probes[third : 2 * third], probes[2 * third :]
     return {
         "kind": "soak", "minutes": minutes, "clients": CLIENTS, "done": done, "given_up": given_up,
         "memory_mib": [round(value, 1) for value in memory], "probe_s": [round(value, 3) for value in probes],
-        "growth": round(max(late) / max(early) - 1, 4),
+        "growth": round(float(slope * (len(half) - 1) / start), 4),
         "slowdown": round(statistics.median(after) / statistics.median(before) - 1, 4),
     }  # fmt: skip
 

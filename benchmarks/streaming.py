@@ -49,6 +49,7 @@ CODES = 215  #: ten seconds
 SIZES = (8, 16, 40)  #: of fixed pieces
 SENTENCES = Path(__file__).parent / "sentences" / "everyday.txt"
 TURNS = 11  #: of pieces that are compared
+MOST_GROWN = 0.10  #: of the time of a piece, from the 5th to the 50th
 
 
 def streams(engine: Engine, repeats: int) -> Iterator[Row]:
@@ -175,6 +176,11 @@ def main() -> None:
             print(
                 f"pieces of {row['codes']} codes: {1000 * row['early_s']:.0f} ms from the 5th on, "
                 f"{1000 * row['late_s']:.0f} ms from the 50th; {row['frames_of_the_5th']} and {row['frames_of_the_50th']} frames"
+                + (
+                    f" MISSED: {row['grown']:.0%} more, where 10 % may be"
+                    if row["grown"] > MOST_GROWN
+                    else ""
+                )
             )
         if row["kind"] == "memory":
             print(f"{row['audio_s']:.0f} s of sound: {row['peak_rss_mib']} MiB at most")

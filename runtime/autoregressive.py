@@ -9,9 +9,9 @@ import numpy as np
 
 from .config import ARSettings
 from .engine import Array, Engine, KVCache
-from .errors import SettingsError, TextError
+from .errors import EngineError, SettingsError, TextError
 from .rng import Randomness
-from .sampling import draw
+from .sampling import NOT_FINITE, NOTHING, Drawing, draw
 from .spec import CALM_RUN, CALM_TOKEN, MAX_TEXT_IDS, STOP_TEXT, TAIL_TOKENS, Dims
 
 DEFAULT_MAX_MEL_TOKENS = 500
@@ -119,23 +119,54 @@ def _decode(
     seen[:, [*FIRST_SEEN, start]] = True
     live = np.arange(total)  # rows that have not stopped
     held = live.copy()  # rows of the cache; a superset of live
-    for step in range(limit):
-        row_of = {row: i for i, row in enumerate(held)}
-        for row in live:
-            code = draw(logits[row_of[row]], seen[row], uniforms[row, step], start, settings)
-            codes[row, step] = code
-            seen[row, code] = True
-        live = live[codes[live, step] != stop]
+    drawn = np.array([[draw(logits[row], seen[row], uniforms[row, 0], start, settings)] for row in live])
+    step = 0  # codes drawn so far
+    while True:
+        codes[held, step : step + drawn.shape[1]] = np.where(drawn == NOTHING, stop, drawn)
+        step += drawn.shape[1]
+        live = live[(codes[live, :step] != stop).all(axis=1)]
         progress(finished_before + total - len(live), settings.samples)
-        if len(live) == 0 or step + 1 == limit:
+        if len(live) == 0 or step == limit:
             break
         if len(live) <= len(held) // 2:  # copying rows out costs less than carrying the dead ones along
-            cache = engine.take_rows(cache, [row_of[row] for row in live])
+            cache = engine.take_rows(cache, np.searchsorted(held, live).tolist())
             held = live
-        positions = np.full((len(held), 1), step + first_position, np.int64)
-        logits, _ = engine.ar_step(cache, codes[held, step, None], positions)
+        seen[live[:, None], codes[live, step - drawn.shape[1] : step]] = True
+        drawings = [
+            Drawing(seen[row], uniforms[row, step:], settings) if alive else None
+            for row, alive in zip(held, np.isin(held, live), strict=True)
+        ]
+        positions = np.full((len(held), 1), step - 1 + first_position, np.int64)
+        drawn, _ = read_and_draw(engine, cache, codes[held, step - 1, None], positions, drawings)
     progress(finished_before + total, settings.samples)
     return codes
+
+
+def read_and_draw(
+    engine: Engine, cache: KVCache, codes: Array, positions: Array, drawings: Sequence[Drawing | None]
+) -> tuple[Array, Array]:
+    """Every row reads a code and draws the next, and so on for as many as the engine draws by itself; else one.
+
+    -> as ``Engine.ar_draw``. Raises EngineError where there is nothing to draw from.
+    """
+    if engine.draws_ahead:
+        drawn, latents = engine.ar_draw(cache, codes, positions, drawings)
+    else:
+        logits, latents = engine.ar_step(cache, codes, positions)
+        start = engine.dims["ar.start_code"]
+        rows = zip(logits, np.isfinite(logits).all(axis=1), drawings, strict=True)
+        drawn = np.array(
+            [
+                [draw(row, d.seen, d.uniforms[0], start, d.settings) if d and finite else NOTHING]
+                for row, finite, d in rows
+            ]
+        )
+    for row, drawing in zip(drawn, drawings, strict=True):
+        own = row[row != NOTHING]
+        early = drawing is not None and len(own) < min(len(row), len(drawing.uniforms))
+        if early and not (own == engine.dims["ar.stop_code"]).any():
+            raise EngineError(NOT_FINITE)
+    return drawn, latents
 
 
 def stream_codes(
@@ -156,17 +187,21 @@ def stream_codes(
     limit = code_limit(settings, engine.dims)
     prompt = read_prompt(engine, voice, text)
     cache = engine.take_rows(prompt.cache, [0], prompt.cache.capacity + limit)
-    logits, latent, uniforms = prompt.logits, prompt.latent, rand.uniforms(0, limit)
+    uniforms = rand.uniforms(0, limit)
     seen = np.zeros(engine.dims["ar.mel_codes"], bool)
     seen[[*FIRST_SEEN, start]] = True
-    for step in range(limit):
-        code = draw(logits, seen, uniforms[step], start, settings)
-        yield code, latent
-        if code == stop or step + 1 == limit:
-            break
+    code, latent = draw(prompt.logits, seen, uniforms[0], start, settings), prompt.latent
+    yield code, latent
+    step = 1  # codes drawn so far
+    while code != stop and step < limit:
         seen[code] = True
-        found = engine.ar_step(cache, np.array([[code]]), np.array([[step + first_position]]))
-        logits, latent = found[0][0], found[1][0, 0]
+        drawing = Drawing(seen, uniforms[step : step + max(1, wanted())], settings)
+        position = np.array([[step - 1 + first_position]])
+        drawn, latents = read_and_draw(engine, cache, np.array([[code]]), position, [drawing])
+        for code, latent in zip(drawn[drawn != NOTHING].tolist(), latents[0], strict=False):
+            seen[code] = True
+            step += 1
+            yield code, latent
     progress(1, 1)
 
 

@@ -173,10 +173,21 @@ def time_graph(engine: Engine, case: Case, repeats: int, limits: Row) -> Row:
         work += int(properties.get("multiply_adds_of_pairs", 0)) * case.pairs
         read = weights + (case.held and case.held * engine.position_bytes())
         row["gflops"] = round(2 * work / middle / 1e9, 1)
-        row["share_of_arithmetic"] = round(row["gflops"] / limits["gflops"], 3)
+        if row["precision"] == "fp32":  # what products of fewer bits could reach was not measured
+            row["share_of_arithmetic"] = round(row["gflops"] / limits["gflops"], 3)
         row["gb_per_second"] = round(read / middle / 1e9, 2)  # weights, and the keys and values held
         row["share_of_memory"] = round(row["gb_per_second"] / limits["gb_per_second"], 3)
     return row
+
+
+def precision_errors(engine: Engine) -> list[Row]:
+    """Of each graph in fewer bits: what they cost, by the measure that ``export`` took."""
+    errors = {graph: _precision_error(engine, graph) for graph in engine.info.graphs}
+    return [
+        {"kind": "error", "graph": graph, "precision": engine.info.precision[graph], "error": error}
+        for graph, error in errors.items()
+        if error is not None
+    ]
 
 
 def _properties(engine: Engine, graph: str) -> tuple[dict[str, str], int]:

@@ -8,20 +8,15 @@ people: of this project's own small aligner it has one letter in five wrong.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from .alignment import Heard, Spelt, Trace, Word, align, trace, typical_confidence
-from .conditioning import random_latents
-from .config import Settings
-from .engine import Array, Engine
-from .latents import VoiceLatents
 from .redaction import SURE
-from .rng import MAX_SEED, Philox
-from .voice import Voice
+from .rng import nth_seed
 
 if TYPE_CHECKING:
     from .pipeline import Result
@@ -33,6 +28,14 @@ ADDED = (
 FEWEST_LETTERS = 2  #: that are an addition: a single one is a sound that was misheard
 SUSPECT = 0.25  #: confidence of a word below which it may be missing
 MOST_MISSING = 8  #: words looked for: a clip that lacks as many is bad enough
+T = TypeVar("T")
+
+
+class Drawn(NamedTuple):
+    """Which clip of which try a clip is."""
+
+    seed: int
+    rank: int  #: among the clips of that seed, best first
 
 
 @dataclass(frozen=True)
@@ -138,49 +141,46 @@ def _gain_of_twice(heard: Heard, spelt: Sequence[Spelt], number: int, path: Trac
     return -np.inf if again is None else float(again.scores.sum() - path.scores.sum())
 
 
-def one_voice(
-    engine: Engine, voice: Voice | VoiceLatents | None, settings: Settings, seed: int
-) -> Voice | VoiceLatents | None:
-    """The voice of a request that may be drawn again: a random one is the first seed's, as the next seed's is another."""
-    if voice is None and settings.check and settings.max_retries:
-        return random_latents(engine, Philox(seed), settings.decoder)
-    return voice
-
-
 def retried(say: Callable[[int], Result], seed: int, most: int) -> Result:
     """``say(seed)``; while some of its clips are bad, up to ``most`` times more with the next seeds, the best clips kept."""
-    result = say(seed)
-    for attempt in range(1, most + 1):
-        if all(report.ok for report in result.reports):
-            break
-        result = _better(result, say((seed + attempt) % (MAX_SEED + 1)))
-    return result
+    tries = {seed: say(seed)}
+    kept = _best(tries)
+    while len(tries) <= most and not all(tries[drawn.seed].reports[drawn.rank].ok for drawn in kept):
+        again = nth_seed(seed, len(tries))
+        tries[again] = say(again)
+        kept = _best(tries)
+    return gathered(tries, kept) if len(tries) > 1 else tries[seed]
 
 
-def _better(one: Result, other: Result) -> Result:
-    """As many of the clips of both as one has, those with the fewest problems first, then as they were."""
-    reports = [*one.reports, *other.reports]
-    order = sorted(range(len(reports)), key=lambda n: (not reports[n].ok, len(reports[n].problems), n))
-    kept = order[: len(one.reports)]
+def _best(tries: Mapping[int, Result]) -> list[Drawn]:
+    """As many clips as a try has: those with the fewest problems, then the first."""
+    clips = [Drawn(seed, rank) for seed, result in tries.items() for rank in range(len(result.reports))]
+    clips.sort(key=lambda drawn: len(tries[drawn.seed].reports[drawn.rank].problems))
+    return clips[: len(clips) // len(tries)]
 
-    def best(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
-        both = [*first, *second]
-        return [both[n] for n in kept] if both else []
 
-    seconds = {
-        stage: one.seconds.get(stage, 0.0) + other.seconds.get(stage, 0.0)
-        for stage in dict.fromkeys(itertools.chain(one.seconds, other.seconds))
-    }
-    chosen: Array = np.concatenate([one.chosen, other.chosen + len(one.codes)])[kept]
+def gathered(tries: Mapping[int, Result], kept: Sequence[Drawn]) -> Result:
+    """One result of the clips ``kept``: codes are those of the tries (seed -> result) that they are of, times those of all."""
+    used = {seed: result for seed, result in tries.items() if any(seed == drawn.seed for drawn in kept)}
+    before = dict(
+        zip(used, itertools.accumulate((len(r.codes) for r in used.values()), initial=0), strict=False)
+    )
+
+    def clips(of: Callable[[Result], list[T]]) -> list[T]:
+        return [of(used[seed])[rank] for seed, rank in kept if of(used[seed])]
+
+    stages = dict.fromkeys(stage for result in tries.values() for stage in result.seconds)
     return replace(
-        one,
-        wavs=best(one.wavs, other.wavs),
-        codes=np.concatenate([one.codes, other.codes]),
-        scores=np.concatenate([one.scores, other.scores]),
-        chosen=chosen,
-        latents=best(one.latents, other.latents),
-        mels=best(one.mels, other.mels),
-        words=best(one.words, other.words),
-        reports=best(one.reports, other.reports),
-        seconds=seconds,
+        used[kept[0].seed],
+        wavs=clips(lambda result: result.wavs),
+        codes=np.concatenate([result.codes for result in used.values()]),
+        scores=np.concatenate([result.scores for result in used.values()]),
+        chosen=np.array([before[seed] + used[seed].chosen[rank] for seed, rank in kept]),
+        latents=clips(lambda result: result.latents),
+        mels=clips(lambda result: result.mels),
+        words=clips(lambda result: result.words),
+        reports=clips(lambda result: result.reports),
+        drawn=list(kept),
+        tries=tuple(tries),
+        seconds={stage: sum(r.seconds.get(stage, 0.0) for r in tries.values()) for stage in stages},
     )

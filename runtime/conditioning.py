@@ -16,7 +16,7 @@ from .engine import Array, Engine
 from .errors import VoiceError
 from .latents import VoiceLatents, blend, same_origin
 from .mel import ar_mel, univnet_mel
-from .rng import Randomness
+from .rng import Philox, Randomness
 from .voice import Voice
 from .voice_cache import kept
 
@@ -66,10 +66,8 @@ def voice_latents(engine: Engine, voice: Voice, decoder: str | None = None) -> V
 
 def clip_mels(voice: Voice | VoiceLatents | None) -> Array | None:
     """What CVVP hears of a voice: the mels of all its clips; None where it has none, or a part has none."""
-    if not isinstance(voice, Voice):
-        return None
-    parts = [part for part, _ in voice.parts] or [voice]
-    return voice_mels([clip for p in parts for clip in p.clips]) if all(p.clips for p in parts) else None
+    clips = voice.all_clips if isinstance(voice, Voice) else ()
+    return voice_mels(clips) if clips else None
 
 
 def clip_latents(engine: Engine, clips: Sequence[Array], decoder: str | None = None) -> VoiceLatents:
@@ -103,6 +101,13 @@ def random_latents(engine: Engine, rand: Randomness, decoder: str | None = None)
         noise = rand.voice_noise("diffusion", engine.dims["rlg_diffuser.dim"])
         (spoken,) = engine.run("rlg_diffuser", noise=noise)
     return VoiceLatents(auto, spoken, engine.info.fingerprint)
+
+
+def one_voice(
+    engine: Engine, voice: Voice | VoiceLatents | None, settings: Settings, seed: int
+) -> Voice | VoiceLatents:
+    """The voice of what is said with several seeds: a random one is the first seed's, as the next seed's is another."""
+    return random_latents(engine, Philox(seed), settings.decoder) if voice is None else voice
 
 
 def check_random(engine: Engine) -> None:

@@ -1,26 +1,30 @@
 """Everything of a run in a folder, to look into it and to do it again.
 
-``state.json`` holds text, token ids, settings, seed and what engine it was; ``arrays.safetensors`` the voice's latents
-(``voice.auto``, ``voice.diffusion``; with CVVP its clips, ``clip.0``, ...), all ``codes`` and ``scores``, the ``chosen``
-samples and the latents of each (``latents.0``, ...). Nothing in it is code.
+``state.json`` holds text, token ids, settings, the seed of each clip and what engine it was; ``arrays.safetensors`` the
+voice's latents (``voice.auto``, ``voice.diffusion``; with CVVP its clips, ``clip.0``, ...), all ``codes`` and ``scores``,
+the ``chosen`` samples and the latents of each (``latents.0``, ...). Of clips that were checked and drawn again it is the
+tries that clips were kept of. Nothing in it is code.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ._version import __version__
+from .autoregressive import ROWS
+from .checking import Drawn, gathered
 from .config import Settings, make_settings, settings_arguments
 from .engine import Array, Engine
 from .errors import InputError, OutputError, SettingsError
 from .output import complete_file
 from .pipeline import Pipeline, Result, check_seed
+from .scheduler import Scheduler
 from .text import Tokenizer
 from .voice import Voice, VoiceLatents
 
@@ -36,7 +40,8 @@ class DebugState:
     text: str | None  #: None where token ids were given
     ids: list[int]
     settings: Settings
-    seed: int
+    drawn: list[Drawn]  #: with which seed each clip was, best first
+    tries: tuple[int, ...]  #: the seeds of all tries
     voice: VoiceLatents
     clips: tuple[Array, ...]  #: (samples,) each, 22.05 kHz; only where CVVP ranked by them
     codes: Array  #: (samples drawn, code limit) int64
@@ -44,6 +49,11 @@ class DebugState:
     chosen: Array  #: (candidates,)
     latents: list[Array]  #: (1, codes, dim), best first
     engine: Mapping[str, Any]  #: source, backend, device, fingerprint, precision
+
+    @property
+    def seed(self) -> int:
+        """What the best clip was drawn with."""
+        return self.drawn[0].seed
 
 
 def check_folder(folder: str | Path) -> Path:
@@ -61,7 +71,7 @@ def save_debug_state(folder: str | Path, result: Result, engine: Engine) -> None
     import safetensors.numpy
 
     path, request = check_folder(folder), result.request
-    if request is None or result.seed is None:
+    if request is None or not result.drawn:
         raise OutputError("this result has no seed of its own: its run cannot be done again")
     arrays = {
         "voice.auto": result.voice.auto,
@@ -81,7 +91,8 @@ def save_debug_state(folder: str | Path, result: Result, engine: Engine) -> None
         "tortoise_rt": __version__,
         "text": request.text,
         "ids": request.ids,
-        "seed": result.seed,
+        "clips": [drawn._asdict() for drawn in result.drawn],
+        "tries": result.tries,
         "settings": settings_arguments(request.settings),
         "chosen": [int(i) for i in result.chosen],
         "scores": [round(float(score), 6) for score in result.scores],
@@ -121,12 +132,20 @@ def load_debug_state(folder: str | Path) -> DebugState:
         if text is not None and not isinstance(text, str):
             raise TypeError("text is no string")
         engine["precision"] = {str(k): str(v) for k, v in dict(engine.get("precision") or {}).items()}
+        drawn = [Drawn(check_seed(clip["seed"]), int(clip["rank"])) for clip in state["clips"]]
+        tries = tuple(map(check_seed, state["tries"]))
+        settings = make_settings(**state["settings"])
         _check_shapes(arrays)
+        if len(drawn) != len(arrays["chosen"]) or not drawn:
+            raise ValueError("there is not one seed for each clip")
+        if not all(seed in tries and 0 <= rank < settings.candidates for seed, rank in drawn):
+            raise ValueError("a clip is of no try")
         return DebugState(
             text,
             [int(i) for i in state["ids"]],
-            make_settings(**state["settings"]),
-            check_seed(state["seed"]),
+            settings,
+            drawn,
+            tries,
             VoiceLatents(
                 arrays["voice.auto"], arrays.get("voice.diffusion"), str(engine.get("fingerprint", ""))
             ),
@@ -144,13 +163,19 @@ def load_debug_state(folder: str | Path) -> DebugState:
 
 
 def replay(state: DebugState, engine: Engine, tokenizer: Tokenizer | None = None) -> Result:
-    """The run of ``state`` once more. Raises SettingsError when the tokenizer makes other ids of its text."""
+    """The run of ``state`` once more, by a scheduler as runs are: the tries that clips were kept of, and these clips.
+
+    Raises SettingsError when the tokenizer makes other ids of its text.
+    """
     pipeline = Pipeline(engine, tokenizer)
     said: str | list[int] = state.ids
     if state.text is not None and pipeline.tokenizer is not None:
         said = state.text
-    voice = Voice("debug state", clips=state.clips) if state.clips else state.voice
-    result = pipeline.synthesize(said, voice, state.settings, state.seed)
+    voice = Voice("debug state", clips=state.clips, latents=state.voice)
+    kept = [seed for seed in state.tries if any(seed == drawn.seed for drawn in state.drawn)]
+    with Scheduler(engine, pipeline.tokenizer, rows=state.settings.ar.batch_rows or ROWS) as scheduler:
+        again = {seed: scheduler.submit(said, voice, state.settings, seed).result() for seed in kept}
+    result = replace(gathered(again, state.drawn), tries=state.tries)
     if result.request is not None and result.request.ids != state.ids:
         raise SettingsError(
             "this engine's tokenizer makes other ids of the text: replay it with the one that was used"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from .config import DiffusionSettings
 from .engine import Array, Engine
 from .mel import denormalize_mel
 from .rng import Randomness
-from .samplers import make_step, predict_start
+from .samplers import DenoisingStep, make_updates, predict_start, update_mel
 from .spec import MELS, TRAINED_STEPS, codes_to_frames
 
 Progress = Callable[[int, int], None]
@@ -146,46 +147,101 @@ def denoise(
     rand: Randomness,
     result: int = 0,
     progress: Progress = lambda done, total: None,
-    trace: Callable[[int, Array, Array], None] = lambda step, x, x_start: None,
+    trace: Callable[[int, Array, Array], None] | None = None,
 ) -> Array:
     """The sampling loop: noise x (1, MELS, frames), aligned (1, frames, dim) -> mel in [-1, 1].
 
-    With guidance the conditioned and the free row share a step. ``trace`` sees (step, x, predicted mel).
+    With guidance the conditioned and the free row share a step. ``trace`` sees (step, x, predicted mel); an engine that
+    denoises several steps at a time does so where there is none.
     """
     schedule = make_schedule(settings.iterations, settings.sampler)
-    step = make_step(schedule, settings)
-    guided = math.ceil(settings.cond_free_share * len(schedule)) if settings.cond_free else 0
-    conditions = itertools.chain(
-        conditions_ahead(engine, aligned, None, schedule.timesteps[guided:]),
-        conditions_ahead(engine, aligned, free, schedule.timesteps[:guided]),
+    steps = plan(schedule, settings)
+    if engine.denoises_ahead and trace is None:
+        return _denoise_ahead(engine, x, aligned, free, steps, rand, result, progress)
+    conditions = itertools.chain.from_iterable(
+        conditions_ahead(engine, aligned, free if guided else None, np.array([s.timestep for s in some]))
+        for guided, some in itertools.groupby(steps, key=lambda s: s.guidance is not None)
     )
-    for done, (i, condition) in enumerate(zip(reversed(range(len(schedule))), conditions, strict=True)):
+    last: Array | None = None
+    for done, (step, condition) in enumerate(zip(steps, conditions, strict=True)):
         rows = len(condition)
-        timestep = np.full(rows, schedule.timesteps[i], np.float32)
+        timestep = np.full(rows, step.timestep, np.float32)
         (out,) = engine.run(
             "diffusion_denoise", x=np.repeat(x, rows, axis=0), condition=condition, timestep=timestep
         )
         noise_estimate = out[:1, :MELS]
-        if rows == 2:
-            k = guidance_scale(settings.cond_free_k, guidance_place(schedule, i, settings.sampler))
+        if (k := step.guidance) is not None:
             noise_estimate = np.float32(1 + k) * noise_estimate - np.float32(k) * out[1:, :MELS]
-        x_start = predict_start(schedule, i, x, noise_estimate)
-        noise = rand.step_noise(result, done, x.shape).astype(np.float32) if i > 0 else np.zeros_like(x)
-        x = step(i, x, x_start, out[:1, MELS:], noise)
-        trace(done, x, x_start)
-        progress(done + 1, len(schedule))
+        x_start = predict_start(schedule, len(schedule) - 1 - done, x, noise_estimate)
+        noise = _noise(rand, result, x.shape, steps, done, 0)
+        x = update_mel(step.update, x, x_start, last, out[:1, MELS:], noise)
+        last = x_start
+        if trace is not None:
+            trace(done, x, x_start)
+        progress(done + 1, len(steps))
     return x
 
 
+def _denoise_ahead(
+    engine: Engine,
+    x: Array,
+    aligned: Array,
+    free: Array,
+    steps: Sequence[DenoisingStep],
+    rand: Randomness,
+    result: int,
+    progress: Progress,
+) -> Array:
+    """As :func:`denoise`, several steps in each call of the engine."""
+    last, done = np.zeros_like(x), 0
+    for _, alike in itertools.groupby(steps, key=lambda step: step.guidance is not None):
+        left = list(alike)
+        while left:
+            some, left = left[: engine.denoises_ahead], left[engine.denoises_ahead :]
+            noise = functools.partial(_noise, rand, result, x.shape, steps, done)
+            x, last = engine.denoise(x, last, aligned, free, some, noise)
+            done += len(some)
+            progress(done, len(steps))
+    return x
+
+
+def _noise(
+    rand: Randomness, result: int, shape: tuple[int, ...], steps: Sequence[DenoisingStep], first: int, i: int
+) -> Array:
+    """That of step ``first + i``; zeros where it takes none."""
+    if not steps[first + i].update.noisy:
+        return np.zeros(shape, np.float32)
+    return rand.step_noise(result, first + i, shape).astype(np.float32, copy=False)
+
+
+def plan(schedule: Schedule, settings: DiffusionSettings) -> list[DenoisingStep]:
+    """The steps in the order of execution, from the last timestep to the first."""
+    guided = math.ceil(settings.cond_free_share * len(schedule)) if settings.cond_free else 0
+    updates = make_updates(schedule, settings)
+    steps = []
+    for i in reversed(range(len(schedule))):
+        k = guidance_scale(settings.cond_free_k, guidance_place(schedule, i, settings.sampler))
+        steps.append(
+            DenoisingStep(
+                int(schedule.timesteps[i]),
+                k if i < guided else None,
+                float(schedule.sqrt_recip_alphas_cumprod[i]),
+                float(schedule.sqrt_recipm1_alphas_cumprod[i]),
+                updates[i],
+            )
+        )
+    return steps
+
+
 def conditions_ahead(engine: Engine, aligned: Array, free: Array | None, timesteps: Array) -> Iterator[Array]:
-    """The condition (1 or 2, frames, dim) of each of the ascending ``timesteps``, from the last to the first.
+    """The condition (1 or 2, frames, dim) of each of the ``timesteps``.
 
     They do not depend on the noisy mel, so those of several steps are computed at once, as many as BLOCK_VALUES allow.
     The second row, of guidance, is ``free`` in every frame: it depends on length and schedule only, and is kept for
     other clips in the engine's memo where that has room for the whole clip's.
     """
     block = max(1, BLOCK_VALUES // aligned.size)
-    timesteps = timesteps[::-1].astype(np.float32)
+    timesteps = timesteps.astype(np.float32)
     for first in range(0, len(timesteps), block):
         steps = timesteps[first : first + block]
 

@@ -12,12 +12,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import EngineError
+from .sampling import NOTHING, Drawing
 from .spec import CHECKPOINT_FILES, GRAPHS, Dims, GraphSpec
+
+if TYPE_CHECKING:
+    from .samplers import DenoisingStep
 
 Array = np.ndarray
 
@@ -92,6 +96,8 @@ class Engine(abc.ABC):
 
     info: EngineInfo
     steps_some_rows = True  #: whether ``first_rows`` can be fewer than all
+    denoises_ahead = 0  #: steps that ``denoise`` takes at a time; 0: the engine leaves the loop to its caller
+    draws_ahead = 0  #: codes that ``ar_draw`` draws at a time; 0: the engine leaves drawing to its caller
 
     @functools.cached_property
     def memo(self) -> Memo:
@@ -180,6 +186,69 @@ class Engine(abc.ABC):
         codes, code_positions: (rows, codes) int64; voice: (rows, dim); text_ids: (rows, text) int64
         -> logits: (rows, vocabulary) after the last code; latents: (rows, codes, dim) at each code.
         """
+        checked = self._check_step(cache, codes, code_positions, voice, text_ids)
+        new = sum(checked[n].shape[1] for n in ("voice", "text_ids", "codes"))
+        if cache.lengths.max() + new > cache.capacity:
+            raise EngineError(f"{cache.lengths.max()} + {new} positions exceed the cache's {cache.capacity}")
+        result = self._ar_step(cache, checked)
+        cache.lengths += new
+        return result
+
+    def ar_draw(
+        self, cache: KVCache, codes: Array, code_positions: Array, drawings: Sequence[Drawing | None]
+    ) -> tuple[Array, Array]:
+        """Append one code of each row to ``cache``, in place, draw the next, and go on with that one.
+
+        codes, code_positions: (rows, 1) int64. A row goes on for ``draws_ahead`` codes, or to the stop code, or for as
+        many as its drawing has uniform numbers; None stands for a row that is left alone. What a row draws is what
+        ``sampling.draw`` draws from the same logits -> codes: (rows, count) int64, NOTHING behind a row's last, or from
+        where its logits are not finite; latents: (rows, count, dim) at each code that was read.
+        """
+        checked = self._check_step(cache, codes, code_positions)
+        counts = np.array([0 if d is None else min(self.draws_ahead, len(d.uniforms)) for d in drawings])
+        if len(counts) != cache.rows or checked["codes"].shape[1] != 1 or not counts.any():
+            raise EngineError(
+                f"{len(counts)} drawings, for a cache of {cache.rows} rows that read one code each"
+            )
+        last = checked["code_positions"][:, 0] + np.maximum(counts - 1, 0)
+        check_range("code_positions", last, self.dims["ar.mel_positions"])
+        if (longest := (cache.lengths + counts)[counts > 0].max()) > cache.capacity:
+            raise EngineError(f"{longest} positions exceed the cache's {cache.capacity}")
+        drawn, latents = self._ar_draw(cache, checked, drawings)
+        cache.lengths += (drawn != NOTHING).sum(axis=1)
+        return drawn, latents
+
+    def denoise(
+        self,
+        x: Array,
+        last: Array,
+        aligned: Array,
+        free: Array,
+        steps: Sequence[DenoisingStep],
+        noise: Callable[[int], Array],
+    ) -> tuple[Array, Array]:
+        """Some steps of the diffusion loop, as ``diffusion.denoise`` takes them: all guided, or none.
+
+        x: (1, MELS, frames) mel; last: the clean one that the step before predicted; aligned: (1, frames, dim); free:
+        (dim,); ``noise``: that of each step, like x -> x and last behind the steps.
+        """
+        self.require("diffusion_condition", "diffusion_denoise")
+        if not 1 <= len(steps) <= self.denoises_ahead or len({step.guidance is None for step in steps}) > 1:
+            raise EngineError(f"{len(steps)} steps, of at most {self.denoises_ahead}, all guided or none")
+        timestep = np.zeros(len(x), np.float32)
+        given = {"x": x, "condition": aligned, "timestep": timestep}
+        checked = check_inputs(GRAPHS["diffusion_denoise"], self.dims, given)
+        return self._denoise(checked["x"], last, checked["condition"], free, steps, noise)
+
+    def _check_step(
+        self,
+        cache: KVCache,
+        codes: Array,
+        code_positions: Array,
+        voice: Array | None = None,
+        text_ids: Array | None = None,
+    ) -> dict[str, Array]:
+        """The inputs of ``ar_step``, checked."""
         rows = cache.rows
         inputs = {
             "voice": np.zeros((rows, 0, self.dims["ar.dim"]), np.float32)
@@ -199,12 +268,7 @@ class Engine(abc.ABC):
             raise EngineError(
                 f"{checked['text_ids'].shape[1]} text ids; the model has {self.dims['ar.text_positions']} text positions"
             )
-        new = sum(checked[n].shape[1] for n in ("voice", "text_ids", "codes"))
-        if cache.lengths.max() + new > cache.capacity:
-            raise EngineError(f"{cache.lengths.max()} + {new} positions exceed the cache's {cache.capacity}")
-        result = self._ar_step(cache, checked)
-        cache.lengths += new
-        return result
+        return checked
 
     def _spec(self, graph: str) -> GraphSpec:
         if graph not in GRAPHS:
@@ -229,6 +293,24 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]: ...
+
+    def _denoise(
+        self,
+        x: Array,
+        last: Array,
+        aligned: Array,
+        free: Array,
+        steps: Sequence[DenoisingStep],
+        noise: Callable[[int], Array],
+    ) -> tuple[Array, Array]:
+        """Only called of engines that denoise ahead."""
+        raise NotImplementedError
+
+    def _ar_draw(
+        self, cache: KVCache, inputs: dict[str, Array], drawings: Sequence[Drawing | None]
+    ) -> tuple[Array, Array]:
+        """Only called of engines that draw ahead."""
+        raise NotImplementedError
 
 
 class ProxyEngine(Engine):

@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 
 from .autoregressive import ROWS, code_limit, most_text_ids
 from .config import Settings
-from .engine import Engine
-from .errors import TextError
-from .rng import MAX_SEED
+from .pipeline import Pipeline
+from .rng import nth_seed
 from .sentences import Sentence
 from .spec import CODE_RATE, CODE_SAMPLES
-from .text import Tokenizer
 from .voice import Voice
 
 CODES_A_CHARACTER = 1.4  #: of cleaned English, at about 15 characters a second
@@ -33,8 +31,10 @@ class Clip:
     """One synthesis: a whole text, or a sentence of a stream."""
 
     text: str
-    cleaned: str
+    cleaned: str  #: what is spoken
     pieces: list[Piece]
+    cut: list[str]  #: out of the sound then, pair of brackets by pair
+    heard: str  #: what is left, where anything is in brackets
     most_tokens: int
     seed: int
 
@@ -87,6 +87,8 @@ class Explanation:
                 {
                     "text": clip.text,
                     "cleaned": clip.cleaned,
+                    "cut": clip.cut,
+                    "heard": clip.heard,
                     "ids": [piece.id for piece in clip.pieces],
                     "pieces": [piece.text for piece in clip.pieces],
                     "unheard": clip.unheard,
@@ -101,10 +103,22 @@ class Explanation:
     def lines(self) -> Iterable[str]:
         """For a person."""
         yield "Engine    " + ", ".join(self.engine.values())
-        yield "Voice     " + ", ".join(str(value) for value in self.voice.values())
+        parts = self.voice.get("parts", [])
+        made = [] if parts else [self.voice["made_of"]]
+        yield "Voice     " + ", ".join([self.voice["name"], *made, self.voice["from"]])
+        for part in parts:
+            yield f"  {part['name']:7} {100 * part['weight']:.0f} %, {part['made_of']}"
+        if not self.clips:
+            yield "Nothing   is said: the text is empty once cleaned"
         for number, clip in enumerate(self.clips, 1):
             yield f"Clip {number}    {clip.text}"
             yield f"  said    {clip.cleaned}"
+            if clip.heard:
+                yield f"  heard   {clip.heard}"
+                yield "  cut     " + (
+                    " ".join(f"[{words}]" for words in clip.cut)
+                    or "nothing: what is in brackets has no letters that an aligner could find"
+                )
             tokens = " ".join(f"{piece.text}:{piece.id}" for piece in clip.pieces)
             yield f"  tokens  {len(clip.pieces)} of at most {clip.most_tokens}: {tokens}"
             if clip.unheard:
@@ -127,8 +141,7 @@ class Explanation:
 
 
 def explain(
-    engine: Engine,
-    tokenizer: Tokenizer | None,
+    pipeline: Pipeline,
     sentences: Iterable[Sentence],
     voice: Mapping[str, Any],
     settings: Settings,
@@ -138,10 +151,9 @@ def explain(
     """What saying ``sentences`` (one for a clip, more for a stream, numbered from ``seed`` on) comes to.
 
     ``origins`` are those of :func:`tortoise_rt.defaults.settings_origins`. Raises a SettingsError for a code limit
-    beyond the model's, a TextError without a tokenizer.
+    beyond the model's, and what a synthesis raises for a text that it cannot say.
     """
-    if tokenizer is None:
-        raise TextError(f"{engine.info.source} has no tokenizer.json: put the model's beside its checkpoints")
+    engine = pipeline.engine
     most_codes, diffusion = code_limit(settings.ar, engine.dims), settings.diffusion
     guided = round(diffusion.iterations * diffusion.cond_free_share) if diffusion.cond_free else 0
     resolved = {"max_mel_tokens": most_codes, "batch_rows": settings.ar.batch_rows or ROWS}
@@ -150,18 +162,12 @@ def explain(
             "source": str(engine.info.source),
             "backend": engine.info.backend,
             "device": engine.info.device,
-            "tokenizer": str(tokenizer.path),
+            "tokenizer": "" if pipeline.tokenizer is None else str(pipeline.tokenizer.path),
         },
         voice,
         {name: (resolved.get(name, value), origin) for name, (value, origin) in origins.items()},
         [
-            Clip(
-                sentence.text,
-                tokenizer.clean(sentence.text),
-                [Piece(*piece) for piece in tokenizer.pieces(sentence.text)],
-                most_text_ids(engine.dims),
-                (seed + number) % (MAX_SEED + 1),
-            )
+            _clip(pipeline, sentence.text, settings, nth_seed(seed, number))
             for number, sentence in enumerate(sentences)
         ],
         most_codes,
@@ -171,13 +177,30 @@ def explain(
     )
 
 
+def _clip(pipeline: Pipeline, text: str, settings: Settings, seed: int) -> Clip:
+    """What becomes of one text, by the pipeline's own reading of it."""
+    said, ids, prompt = pipeline.spoken(text, settings)
+    assert pipeline.tokenizer is not None and isinstance(said, str)  # else there are no ids
+    bracketed = prompt is not None and (any(prompt.inside) or not prompt.sure)
+    return Clip(
+        text,
+        pipeline.tokenizer.clean(said),
+        [Piece(*piece) for piece in pipeline.tokenizer.pieces(said)] if ids else [],
+        prompt.to_cut if prompt is not None else [],
+        prompt.to_hear if prompt is not None and bracketed else "",
+        most_text_ids(pipeline.engine.dims),
+        seed,
+    )
+
+
 def describe_voice(name: str, voice: Voice | None, origin: str) -> dict[str, Any]:
     """What a voice is made of and who named it."""
-    if voice is None:
-        made = "drawn from the seed"
-    elif voice.latents is not None:
-        made = "latents"
-    else:
-        seconds = sum(map(len, voice.clips)) / CODE_RATE
-        made = f"{len(voice.clips)} clip{'s' * (len(voice.clips) > 1)} of {seconds:.1f} s together"
-    return {"name": name, "made_of": made, "from": origin}
+    described = {
+        "name": name,
+        "made_of": "drawn from the seed" if voice is None else voice.made_of,
+        "from": origin,
+    }
+    if voice is None or not voice.parts:
+        return described
+    parts = [{"name": part.name, "weight": share, "made_of": part.made_of} for part, share in voice.shares]
+    return {**described, "parts": parts}

@@ -16,13 +16,14 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from ._version import __version__
-from .bundle import Bundle, file_sha256, identity, remember_verified, remembered
+from .bundle import Bundle, cache_folder, file_sha256, identity, remember_verified, remembered
 from .errors import FetchError, suggest
 from .output import locked_folder
 from .spec import CHECKPOINT_FILES
 
+HUB = "https://huggingface.co"
 #: The folder of the official files that the original's package downloads from (tortoise-tts 3.0.0, api_fast.py).
-SOURCE = "https://huggingface.co/Manmay/tortoise-tts/resolve/main"
+SOURCE = f"{HUB}/Manmay/tortoise-tts/resolve/main"
 TOKENIZER = "tokenizer.json"
 #: Where the original keeps its tokenizer, and what it is.
 TOKENIZER_URL = "https://raw.githubusercontent.com/neonbjb/tortoise-tts/main/tortoise/data/tokenizer.json"
@@ -36,9 +37,9 @@ PACKAGE_SOURCE = "https://files.pythonhosted.org/packages/45/05/f94a930f3316c571
 PACKAGE_SHA256 = "8684aac23976ffa9813a4ec074b6bff0a348ce82a1923483e57d5d4e27dd21d6"
 #: The aligner that the original uses, and the vocabulary that it says which of its outputs is which letter by.
 ALIGNER = {
-    "config.json": "https://huggingface.co/jbetker/wav2vec2-large-robust-ft-libritts-voxpopuli/resolve/main",
-    "vocab.json": "https://huggingface.co/jbetker/tacotron-symbols/resolve/main",
-    "pytorch_model.bin": "https://huggingface.co/jbetker/wav2vec2-large-robust-ft-libritts-voxpopuli/resolve/main",
+    "config.json": f"{HUB}/jbetker/wav2vec2-large-robust-ft-libritts-voxpopuli/resolve/main",
+    "vocab.json": f"{HUB}/jbetker/tacotron-symbols/resolve/main",
+    "pytorch_model.bin": f"{HUB}/jbetker/wav2vec2-large-robust-ft-libritts-voxpopuli/resolve/main",
 }
 ALIGNER_FOLDER = "wav2vec2"  #: beside the checkpoints
 OPTIONAL = tuple(CHECKPOINT_FILES[network] for network in ("cvvp", "hifigan", "detector"))
@@ -65,6 +66,11 @@ class Remote:
 
 class _Missing(FetchError):
     """The server does not have the file."""
+
+
+def checkpoints_folder() -> Path:
+    """Where the files are put unless another folder is named, in the user's cache."""
+    return cache_folder() / "checkpoints"
 
 
 def fetch(
@@ -112,7 +118,7 @@ def _fetch_all(
         busy = FetchError(f"another process is downloading into {folder}: wait for it")
         # Two runs would append to the same NAME.part.
         with locked_folder(folder, busy):
-            for path, source in zip(paths, sources.values(), strict=True):
+            for path, source in zip(paths, map(_on_mirror, sources.values()), strict=True):
                 try:
                     if not path.is_file():
                         _fetch(path, source, progress, note)
@@ -125,6 +131,11 @@ def _fetch_all(
     except OSError as error:
         raise FetchError(f"cannot read or write in {folder}: {error}") from error
     return [path for path in paths if path.is_file()]
+
+
+def _on_mirror(source: str) -> str:
+    """An address of the hub on the mirror that $HF_ENDPOINT names, as the hub's own library has it; others as they are."""
+    return source.replace(HUB, os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB, 1)
 
 
 def _compare(path: Path, source: str, progress: Progress, note: Note) -> bool:

@@ -71,11 +71,12 @@ CURRENCIES = {
     "₺": ("lira", "lira", "", ""),
     "₿": ("bitcoin", "bitcoins", "", ""),
 }
+MONEY_SIGN = f"[{''.join(CURRENCIES)}]"  #: as a pattern
 
 _COMMAS = re.compile(r"[0-9][0-9,]+[0-9]")
 # 1,234,567, 1,00,000 and 1000,000
 _GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,2}(?:,[0-9]{2})*,[0-9]{3}|[0-9]+,[0-9]{3}")
-_MONEY = re.compile(r"([$£€₹¥₩₽₺₿])([0-9.,]*[0-9])( (?:thousand|million|billion|trillion)\b)?")
+_MONEY = re.compile(rf"({MONEY_SIGN})([0-9.,]*[0-9])( (?:thousand|million|billion|trillion)\b)?")
 # A run of digits matches from its start or not at all; without the look-behind, a long run takes quadratic time.
 _DECIMAL = re.compile(r"(?<![0-9])([0-9]+)\.(0*)([0-9]+)")
 _ORDINAL = re.compile(r"(?<![0-9])([0-9]+)(?:st|nd|rd|th)")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -33,7 +33,15 @@ class Request:
     text: str | None  #: None where token ids were given
     ids: list[int]
     settings: Settings
-    clips: tuple[Array, ...]  #: (samples,) each, 22.05 kHz, of a voice given as clips
+    clips: tuple[Array, ...]  #: (samples,) each, 22.05 kHz, of a voice given as clips, or as parts that are
+
+
+class Spoken(NamedTuple):
+    """What is spoken of a text."""
+
+    text: str | Sequence[int]
+    ids: list[int]
+    prompt: redaction.Prompt | None  #: the words that an aligner must listen for, where it must
 
 
 @dataclass
@@ -48,13 +56,24 @@ class Result:
     mels: list[Array]  #: (1, MELS, frames) log mel; empty with the HiFi-GAN decoder
     voice: VoiceLatents
     stop_code: int
-    seed: int | None = None
+    drawn: list[checking.Drawn] = field(default_factory=list)  #: with which seeds; empty for other randomness
+    tries: tuple[int, ...] = ()  #: the seeds of all tries, those included of which no clip was kept
     seconds: dict[str, float] = field(default_factory=dict)  #: time per stage
     words: list[list[Word]] = field(default_factory=list)  #: where they are, if an aligner listened
     reports: list[checking.Report] = field(
         default_factory=list
     )  #: with the setting check: how the clips say the text
     request: Request | None = None  #: what was asked for
+
+    @property
+    def seed(self) -> int | None:
+        """What the best clip was drawn with."""
+        return self.drawn[0].seed if self.drawn else None
+
+    def made_with(self, number: int = 0) -> str:
+        """The seed of a clip, in words, and how many tries there were if not one."""
+        tries = f" ({len(self.tries)} tries from seed {self.tries[0]})" if len(self.tries) > 1 else ""
+        return f"seed {self.drawn[number].seed}{tries}" if self.drawn else ""
 
     @property
     def audio_seconds(self) -> float:
@@ -135,6 +154,12 @@ class Pipeline:
             return None
         return redaction.parse(text, self.tokenizer.clean, settings.redaction)
 
+    def spoken(self, text: str | Sequence[int], settings: Settings) -> Spoken:
+        """What is spoken of a text. Raises as :meth:`prompt` does."""
+        prompt = self.prompt(text, settings)
+        said = text if prompt is None else prompt.text
+        return Spoken(said, self.encode(said), prompt)
+
     def voice_latents(self, clips: Sequence[Array]) -> VoiceLatents:
         """Clips (samples,) at 22.05 kHz -> the latents of their common voice."""
         return conditioning.clip_latents(self.engine, clips)
@@ -155,8 +180,7 @@ class Pipeline:
         rand = seed if isinstance(seed, Randomness) else Philox(check_seed(seed))
         seconds: dict[str, float] = {}
         self.check(voice, settings)
-        prompt = self.prompt(text, settings)
-        ids = self.encode(text if prompt is None else prompt.text)
+        _, ids, prompt = self.spoken(text, settings)
         row = autoregressive.text_row(ids, self.engine.dims)
         autoregressive.code_limit(settings.ar, self.engine.dims)
 
@@ -175,11 +199,13 @@ class Pipeline:
             spoken = [autoregressive.codes_to_decode(codes[i], stop, settings.decoder) for i in chosen]
             code_latents = self._stage.code_latents(self.engine, latents.auto, row, spoken)
         used = getattr(rand, "seed", None)
-        clips = voice.clips if isinstance(voice, Voice) else ()
-        request = Request(text if isinstance(text, str) else None, list(ids), settings, tuple(clips))
+        clips = voice.all_clips if isinstance(voice, Voice) else ()
+        request = Request(text if isinstance(text, str) else None, list(ids), settings, clips)
         result = Result(
-            [], codes, scores, chosen, code_latents, [], latents, stop, used, seconds, request=request
+            [], codes, scores, chosen, code_latents, [], latents, stop, seconds=seconds, request=request
         )
+        if used is not None:
+            result.drawn, result.tries = [checking.Drawn(used, n) for n in range(len(chosen))], (used,)
         decode = self._hifigan if settings.decoder == "hifigan" else self._diffuse
         for number in range(len(chosen)):
             decode(result, number, settings, rand, progress)
@@ -207,11 +233,12 @@ class Pipeline:
         began, chunks, pace = clock(), chunks or Chunks(), Pace()
         rand = seed if isinstance(seed, Randomness) else Philox(check_seed(seed))
         self.check(voice, settings)
-        if self.prompt(text, settings) is not None:
+        spoken = self.spoken(text, settings)
+        if spoken.prompt is not None:
             raise SettingsError(
                 "a clip with words in [brackets], or to be checked, cannot be streamed: it must be complete"
             )
-        row = autoregressive.text_row(self.encode(text), self.engine.dims)
+        row = autoregressive.text_row(spoken.ids, self.engine.dims)
         latents, _ = conditioning.resolve(self.engine, voice, settings, rand)
         decoder, size = chunks.decoder(self.engine, latents.auto), chunks.first
         drawn: list[Array] = []
@@ -228,7 +255,7 @@ class Pipeline:
                 if len(piece):
                     pace.add(now - began, len(piece) / SAMPLE_RATE)
                     yield piece
-                    pace.idle += clock() - now
+                    pace.rest(now - began, clock() - began)
                 pace.code_seconds = (now - last) / len(drawn)
                 size = chunks.size(pace.in_hand(now - began), pace.code_seconds, size)
                 last = clock()

@@ -1,7 +1,7 @@
 """Text of any length, or still arriving -> sound in pieces, sentence by sentence.
 
 While a sentence is decoded and heard, the next is drawn. Sentence number n is said with seed + n, so that each can be
-made again alone.
+made again alone; a random voice is that of the seed, in all of them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from .conditioning import one_voice
 from .config import Settings, check_number
 from .engine import Array
 from .errors import Cancelled, SettingsError, TextError
 from .fitting import fitted, fitting
 from .pipeline import Pipeline, check_seed
-from .redaction import outside, whole_brackets
-from .rng import MAX_SEED
+from .redaction import all_in_brackets, outside, whole_brackets
+from .rng import nth_seed
 from .scheduler import Handle, Priority, Scheduler, StreamHandle
 from .sentences import Sentence, cut
 from .spec import SAMPLE_RATE
@@ -57,6 +59,32 @@ class _Said:
     handle: Handle[Any]
 
 
+def check(settings: Settings) -> Settings:
+    """``settings``; raises a SettingsError where nothing can be read by them."""
+    if settings.check:
+        raise SettingsError(
+            "clips are checked when they are complete, and a reading is heard before: leave check out"
+        )
+    return settings
+
+
+def sentences_said(
+    text: str | Iterable[str], fits: Callable[[str], int], brackets: bool, split: bool = True
+) -> Iterator[Sentence]:
+    """What is said one after the other: sentences, those joined that brackets hold together, those halved that are too long.
+
+    ``fits`` as :func:`tortoise_rt.fitting.fitting` makes it. Sentences of which nothing is heard are passed over.
+    """
+    sentences = cut(text) if split or not isinstance(text, str) else iter([Sentence(text)])
+    for sentence in whole_brackets(sentences) if brackets else sentences:
+        if brackets and not fits(outside(sentence.text)):
+            continue
+        halved = fitted(sentence.text, fits, brackets)
+        heard = [part for part in halved if not (brackets and all_in_brackets(part))]
+        for number, part in enumerate(heard):
+            yield Sentence(part, sentence.new_paragraph and number == 0)
+
+
 class Reader:
     """Reads texts aloud on a scheduler."""
 
@@ -86,66 +114,62 @@ class Reader:
                 "(--chunk, stream_chunk_size and the like)"
             )
         self._split = split
-        self._scheduler, self._voice, self._settings = scheduler, voice, settings
+        self._scheduler, self._voice, self._settings = scheduler, voice, check(settings)
         self._seed, self._chunks = check_seed(seed), chunks or Chunks()
         self._code_seconds = 0.0  #: what a code of the last sentence has taken
         self._pause = float(check_number("pause", pause, 0, LONGEST_PAUSE))
-        if settings.check:
-            raise SettingsError(
-                "clips are checked when they are complete, and a reading is heard before: leave check out"
-            )
-        self._given_up = False
-        self._heard: Handle[Any] | None = None  #: the sentence that is heard
-        self._sentences: _Sentences | None = None
         self._pipeline = Pipeline(scheduler.engine, scheduler.tokenizer)
         self._pipeline.check(voice, settings)
         self._fits = fitting(scheduler.engine, scheduler.tokenizer)
+        self._cancelled = threading.Event()
+        self._handles: deque[Handle[Any]] = deque(maxlen=2)  #: of the present sentence and the next
+        self._sentences: _Sentences | None = None
+
+    def cancel(self) -> None:
+        """Give the reading up, from any thread and for good: whoever takes its pieces gets Cancelled."""
+        self._cancelled.set()
+        if self._sentences is not None:  # of which one may be waited for
+            self._sentences.close()
+        for handle in tuple(self._handles):
+            handle.cancel()
 
     def read(self, text: str | Iterable[str]) -> Generator[Piece, None, None]:
         """The pieces of ``text``, or of the parts in which it comes. Closing the iterator gives up what is in flight.
 
-        Raises TextError where there is nothing to say, Cancelled after :meth:`cancel`, and what a sentence failed with.
+        Raises TextError where there is nothing to say, and what a sentence failed with.
         """
         self.pace, self.complete = Pace(), True
-        whole = [Sentence(text)] if isinstance(text, str) and not self._split else None
-        self._sentences = sentences = _Sentences(text, self._fitting, whole, self._settings.redaction)
-        if self._given_up:  # looked at after the sentences are there to be closed
-            raise Cancelled("the reading was given up")
+        if self._voice is None:  # one for all sentences, whose seeds differ
+            draw = lambda engine: one_voice(engine, None, self._settings, self._seed)  # noqa: E731
+            self._voice = self._scheduler.call(draw).result()
+        whole = sentences_said(text, self._fits, self._settings.redaction, self._split)
+        self._sentences = sentences = _Sentences(whole, live=not isinstance(text, str))
+        if self._cancelled.is_set():
+            sentences.close()
         following: Future[_Said | None] | None = None
         with ThreadPoolExecutor(1, "ahead") as ahead:
-            present = self._begin(sentences.next())
-            self._began = self._ended = time.monotonic()
+            present: _Said | None = None
             try:
+                present = self._begin(sentences.next())
+                self._began = self._told = time.monotonic()
                 while present is not None:
-                    self._heard = present.handle
-                    if self._given_up:  # looked at after the handle is there to be cancelled
-                        break
-                    self._scheduler.prioritize(present.handle, Priority.STREAM)
                     following = ahead.submit(self._after, present, sentences)
                     first = True
-                    for wav in self._sound(present):
+                    for wav in self._sound(present, following):
+                        if first:  # there is time now
+                            following.add_done_callback(self._hasten)
                         yield Piece(wav, present.number, present.sentence.text, first)
                         first = False
                     present = following.result()
             finally:
                 sentences.close()
-                if present is not None:
-                    present.handle.cancel()
-                said = None if following is None or following.exception() else following.result()
-                if said is not None:
-                    said.handle.cancel()
-        if self._given_up:
-            raise Cancelled("the reading was given up")
+                for said in (present, None if following is None else _result(following)):
+                    if said is not None:
+                        said.handle.cancel()
+        if self._cancelled.is_set():
+            raise Cancelled("the reading was cancelled")
         if sentences.given == 0:
             raise TextError("there is nothing to say: the text is empty once cleaned")
-
-    def cancel(self) -> None:
-        """Give the reading up, from any thread: whoever reads gets Cancelled, and rows are free by the next step."""
-        self._given_up = True
-        if self._sentences is not None:
-            self._sentences.close()
-        if self._heard is not None:
-            self._heard.cancel()
 
     def _after(self, said: _Said, sentences: _Sentences) -> _Said | None:
         """The next sentence, begun once the present one is drawn and the next is there. The first sound comes before it."""
@@ -153,38 +177,45 @@ class Reader:
         if sentences.closed:
             return None
         following = sentences.next()
-        return self._begin(following, Priority.STREAM if self.pace.sound else Priority.NORMAL)
+        return self._begin(following, Priority.STREAM if self.pace.sound else Priority.NORMAL, continues=True)
+
+    def _hasten(self, following: Future[_Said | None]) -> None:
+        said = _result(following)
+        if said is not None:
+            self._scheduler.prioritize(said.handle, Priority.STREAM)
 
     def _begin(
-        self, numbered: tuple[int, Sentence] | None, priority: Priority = Priority.STREAM
+        self,
+        numbered: tuple[int, Sentence] | None,
+        priority: Priority = Priority.STREAM,
+        continues: bool = False,
     ) -> _Said | None:
         if numbered is None:
             return None
         number, sentence = numbered
-        seed = (self._seed + number) % (MAX_SEED + 1)
-        request = sentence.text, self._voice, self._settings, seed
+        request = sentence.text, self._voice, self._settings, nth_seed(self._seed, number)
         handle: Handle[Any]
         whole = self._pipeline.prompt(sentence.text, self._settings) is not None
         if self._by_pieces and not whole:
-            handle = self._scheduler.stream(*request, chunks=self._beginning(), priority=priority)
+            chunks = self._beginning()
+            handle = self._scheduler.stream(*request, chunks=chunks, priority=priority, continues=continues)
         else:
-            handle = self._scheduler.submit(*request, priority=priority)
+            handle = self._scheduler.submit(*request, priority=priority, continues=continues)
+        self._handles.append(handle)
+        if self._cancelled.is_set():
+            handle.cancel()
+            raise Cancelled("the reading was cancelled")
         return _Said(number, sentence, handle)
 
-    def _sound(self, said: _Said) -> Iterator[Array]:
-        handle, pace = said.handle, self.pace
+    def _sound(self, said: _Said, following: Future[_Said | None]) -> Iterator[Array]:
+        handle = said.handle
         silence = self._silence(said) if said.number else 0
-        pace.idle += max(0.0, handle.began - self._ended)  # there was no text, or nobody took the last sound
-        idle = pace.idle
         for wav in handle if isinstance(handle, StreamHandle) else [handle.result().wavs[0]]:
             wav = np.concatenate([np.zeros(silence, np.float32), wav])
-            made = handle.ended
-            if isinstance(handle, StreamHandle):
-                made, pace.idle = handle.made, idle + handle.blocked
-            pace.add(made - self._began, len(wav) / SAMPLE_RATE)
+            made = handle.made if isinstance(handle, StreamHandle) else handle.ended
+            self._tell(made, len(wav) / SAMPLE_RATE, said, _result(following) if following.done() else None)
             yield wav
             silence = 0
-        self._ended = handle.ended
         result = handle.result()
         if isinstance(result, Pace):
             self._code_seconds = result.code_seconds or self._code_seconds  # 0 where one piece was all
@@ -193,6 +224,15 @@ class Reader:
             log.warning(
                 "the voice did not stop by itself, so words may be missing: %r", said.sentence.text[:60]
             )
+
+    def _tell(self, made: float, seconds: float, *in_flight: _Said | None) -> None:
+        """Tell the pace of a piece, and of the time before it in which none of the sentences could be worked on."""
+        busy = sorted(times for said in in_flight if said is not None for times in said.handle.busy())
+        for start, end in busy:
+            if self._told < min(start, made):
+                self.pace.rest(self._told - self._began, min(start, made) - self._began)
+            self._told = max(self._told, min(end, made))
+        self.pace.add(made - self._began, seconds)
 
     def _beginning(self) -> Chunks:
         """The next sentence's pieces: while others are heard the first may be as large as there is sound in hand for."""
@@ -206,34 +246,22 @@ class Reader:
         longer = PARAGRAPH if said.sentence.new_paragraph else 1.0
         return round(self._pause * longer * SAMPLE_RATE)
 
-    def _fitting(self, sentence: Sentence) -> Iterator[Sentence]:
-        """The sentence, halved as often as its tokens are too many; nothing where there is nothing to say."""
-        brackets = self._settings.redaction
-        if brackets and not self._fits(outside(sentence.text)):
-            return
-        for number, part in enumerate(fitted(sentence.text, self._fits, brackets)):
-            yield Sentence(part, sentence.new_paragraph and number == 0)
+
+def _result(following: Future[_Said | None]) -> _Said | None:
+    """What came of it; waits for that."""
+    return None if following.exception() else following.result()
 
 
 class _Sentences:
-    """The numbered sentences of a text. One that is still arriving is read in a thread, AHEAD sentences at most."""
+    """Sentences, numbered. Those of a text that is still arriving (``live``) are read in a thread, AHEAD at most."""
 
-    def __init__(
-        self,
-        text: str | Iterable[str],
-        fitting: Callable[[Sentence], Iterator[Sentence]],
-        whole: Iterable[Sentence] | None,
-        brackets: bool,
-    ) -> None:
-        """whole: the sentences, where the text is not to be cut; brackets: whether they hold sentences together."""
+    def __init__(self, rest: Iterator[Sentence], live: bool) -> None:
         self.given = 0
         self._queue: queue.Queue[Sentence | BaseException | None] = queue.Queue(AHEAD)
         self._closed = threading.Event()
         self._ended = False
-        self._live = not isinstance(text, str)
-        sentences = whole or (whole_brackets(cut(text)) if brackets else cut(text))
-        self._rest = (part for sentence in sentences for part in fitting(sentence))
-        if self._live:
+        self._rest, self._live = rest, live
+        if live:
             threading.Thread(target=self._read, name="text", daemon=True).start()
 
     @property

@@ -22,7 +22,7 @@ SURE = 0.2
 SURE_HERE = 0.05  #: common confidence of words in brackets and those beside them
 WINDOW = round(0.010 * SAMPLE_RATE)  #: samples over which loudness is taken
 FADE = round(0.005 * SAMPLE_RATE)  #: samples over which sound fades at a cut
-MOST_JOINED = 2000  #: characters of sentences that brackets hold together
+MOST_JOINED = 2000  #: characters in brackets that hold sentences together
 _PAIR = re.compile(r"\[([^\[\]]*)\]")
 log = logging.getLogger("tortoise_rt")
 
@@ -44,6 +44,18 @@ class Prompt:
     sure: bool = (
         True  #: whether an aligner can know what is in brackets: it has letters, or nothing to be said
     )
+
+    @property
+    def to_cut(self) -> list[str]:
+        """What is in brackets, pair by pair: to be cut out of the sound."""
+        return [_joined(self.words[first:end]) for first, end in _runs(self.inside)] if self.sure else []
+
+    @property
+    def to_hear(self) -> str:
+        """What is left of the words then."""
+        if not self.sure:
+            return _joined(self.words)
+        return _joined([word for word, inside in zip(self.words, self.inside, strict=True) if not inside])
 
 
 def parts(text: str) -> list[Part]:
@@ -68,13 +80,21 @@ def outside(text: str) -> str:
     return "".join(part.text for part in parts(text) if not part.inside)
 
 
+def all_in_brackets(text: str) -> bool:
+    """Whether nothing would be heard of a text that has brackets; raises a TextError as :func:`parts`."""
+    found = parts(text)
+    return any(part.inside for part in found) and not any(
+        c.isalnum() for part in found if not part.inside for c in part.text
+    )
+
+
 def check(text: str, engine: Engine | None = None) -> bool:
     """Whether a text has [brackets]. Raises a TextError where they are wrong or hold all of it, an EngineError where
     ``engine`` cannot cut them out."""
     found = parts(text)
     if not any(part.inside for part in found):
         return False
-    if not any(c.isalnum() for c in outside(text)):
+    if all_in_brackets(text):
         raise TextError(
             "all of the text is in brackets, and so nothing of it would be heard: write what is to be said"
         )
@@ -139,7 +159,7 @@ def whole_brackets(sentences: Iterable[Sentence]) -> Iterator[Sentence]:
     held: Sentence | None = None
     for sentence in sentences:
         held = sentence if held is None else held._replace(text=f"{held.text} {sentence.text}")
-        if len(held.text) > MOST_JOINED or not _waits(held.text):
+        if not _waits(held.text):
             yield held
             held = None
     if held is not None:
@@ -155,9 +175,15 @@ def halves(text: str, at: int) -> tuple[str, str]:
 
 
 def _waits(text: str) -> bool:
-    """Whether more must follow: a bracket is open, or all is in brackets."""
+    """Whether more must follow: a bracket is open, or all is in brackets; not for ever."""
     rest = _PAIR.sub("", text)
-    return ("[" in rest and "]" not in rest) or ("[" in text and not any(c.isalnum() for c in rest))
+    if "[" in rest and "]" not in rest:
+        return len(rest) - rest.index("[") <= MOST_JOINED
+    return "[" in text and not any(c.isalnum() for c in rest) and len(text) <= MOST_JOINED
+
+
+def _joined(words: Sequence[Spelt]) -> str:
+    return "".join(f"{' ' * word.apart}{word.text}" for word in words).strip()
 
 
 def _runs(inside: Sequence[bool]) -> Iterator[tuple[int, int]]:

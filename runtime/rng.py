@@ -20,6 +20,11 @@ def fresh_seed() -> int:
     return secrets.randbelow(2**32)
 
 
+def nth_seed(seed: int, number: int) -> int:
+    """The seed that stands ``number`` behind ``seed``: of a sentence of a text, or of another try."""
+    return (seed + number) % (MAX_SEED + 1)
+
+
 @runtime_checkable
 class Randomness(Protocol):
     """All the random numbers of one synthesis. ``result`` counts returned clips from 0, best first."""

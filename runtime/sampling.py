@@ -6,11 +6,24 @@ row of logits (vocabulary,) float32; a filtered distribution is a pair of ids, a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from .config import ARSettings
 
 Array = np.ndarray
+NOTHING = -1  #: in place of a code where none was drawn
+NOT_FINITE = "the autoregressive network gives no finite numbers for this voice and text"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a row needs to draw its next codes."""
+
+    seen: Array  #: (vocabulary,) bool: codes that the repetition penalty falls on
+    uniforms: Array  #: (codes,) float64: so many codes may be drawn, each by its own
+    settings: ARSettings
 
 
 def penalize(logits: Array, seen: Array, penalty: float) -> Array:

@@ -255,6 +255,16 @@ DIM_KEYS: Mapping[str, tuple[str, ...]] = {
 Dims = Mapping[str, int]
 
 
+def cache_names(dims: Dims) -> tuple[str, ...]:
+    """The tensors of a key/value cache as ar_step takes them; what it gives is called the same, with "new_" before."""
+    return tuple(f"{kind}_{layer}" for layer in range(dims["ar.layers"]) for kind in ("key", "value"))
+
+
+def cache_capacity(dims: Dims) -> int:
+    """Positions of a cache of fixed size: a voice, the longest text and the most codes, in whole blocks of 64."""
+    return -(-(1 + dims["ar.text_positions"] + dims["ar.mel_positions"]) // 64) * 64
+
+
 def codes_to_frames(codes: int) -> int:
     """Mel frames (24 kHz, hop 256) that ``codes`` mel codes last: codes * 4 * 24000 // 22050."""
     return codes * 4 * SAMPLE_RATE // CODE_RATE

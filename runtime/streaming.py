@@ -18,6 +18,8 @@ from .vocoder import HIFIGAN_HALO, certain_frames, codes_seen, hifigan, hifigan_
 
 MOST_CODES = 10_000  #: of a piece: more than any clip has
 MOST_GROWN = 60  #: codes to which pieces grow
+CODES_STEP = 4  #: of which sizes are multiples, where drawing is quicker than speech,
+FRAMES_STEP = 8  #: and of which pieces are: pieces of several streams, of few shapes, run as one
 REFERENCE_FIRST = 60  #: codes that the reference waits for before its first piece, at least
 REFERENCE_SIZE = 40  #: of its other pieces, by default
 MOST_OVERLAP = 24_000  #: samples over which pieces fade
@@ -56,10 +58,11 @@ class StreamDecoder:
         """The sound (samples,) that is certain and was not taken yet; all of it where no code follows any more."""
         codes = self.codes
         total = codes_to_frames(codes) if ended else certain_frames(codes)
-        end = total if ended else total - HIFIGAN_HALO
+        certain = (total - HIFIGAN_HALO - self._frames) // FRAMES_STEP * FRAMES_STEP
+        end = total if ended else self._frames + certain
         if end <= self._frames:
             return np.zeros(0, np.float32)
-        seen = range(max(0, self._frames - HIFIGAN_HALO), total)
+        seen = range(max(0, self._frames - HIFIGAN_HALO), min(end + HIFIGAN_HALO, total))
         needed = codes_seen(codes, seen)
         latents = np.stack(self._latents[needed.start - self._first :])[None]
         fine = upsample_part(latents, needed.start, codes, seen)
@@ -137,8 +140,10 @@ class Chunks:
         if self.then is not None:
             return self.then
         # Slower than speech no size keeps up: the larger the quicker, and the longer the gaps.
-        seconds = self.HASTE * in_hand if code_seconds < CODE_SECONDS else in_hand + self.GAP
-        return int(max(min(seconds / code_seconds, MOST_GROWN, 2 * last), self.first))
+        quick = code_seconds < CODE_SECONDS
+        seconds = self.HASTE * in_hand if quick else in_hand + self.GAP
+        size = int(min(seconds / code_seconds, MOST_GROWN, 2 * last))
+        return max(size - size % CODES_STEP if quick else size, min(self.first, Chunks.first))
 
     def decoder(self, engine: Engine, voice: Array) -> Decoder:
         """Makes the pieces, from the autoregressive voice latent (1, dim)."""
@@ -149,26 +154,32 @@ class Chunks:
 class Pace:
     """How a stream keeps up with a listener, who hears it from the first piece on.
 
-    Time in which nothing could be made, since no text was there or nobody took the pieces, counts nowhere: see ``idle``.
+    Time in which nothing could be made, since no text was there or nobody took the pieces, counts nowhere: see :meth:`rest`.
+    Times are seconds since the start.
     """
 
     first: float = 0.0  #: seconds to the first sound
     sound: float = 0.0  #: seconds of sound given so far
     gap: float = 0.0  #: the longest silence for want of sound, seconds
     spent: float = 0.0  #: seconds of work to the last piece
-    idle: float = 0.0  #: seconds so far in which nothing could be made: for whoever keeps the time to add up
+    idle: float = 0.0  #: seconds in which nothing could be made
     code_seconds: float = 0.0  #: what a code of the last piece has taken, drawn and decoded; 0 before
     complete: bool = False  #: whether the voice stopped by itself, rather than at the limit of codes
     _ends: float = 0.0  #: when the listener has heard all that was given
-    _idle: float = 0.0  #: ``idle`` at the last piece
+    _resumed: float = 0.0  #: when something could be made again
+
+    def rest(self, start: float, end: float) -> None:
+        """Nothing could be made from ``start`` to ``end``, since the last piece."""
+        self.idle += end - start
+        self._resumed = end
 
     def add(self, now: float, seconds: float) -> None:
-        """A piece of ``seconds`` is made, ``now`` seconds after the start."""
+        """A piece of ``seconds`` is made."""
         if self.sound == 0:
             self._ends, self.first = now, now - self.idle
-        self.gap = max(self.gap, now - self._ends - (self.idle - self._idle))
+        self.gap = max(self.gap, now - max(self._ends, self._resumed))
         self._ends = max(self._ends, now) + seconds
-        self._idle, self.spent = self.idle, now - self.idle
+        self.spent = max(self.spent, now - self.idle)
         self.sound += seconds
 
     def in_hand(self, now: float) -> float:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .errors import TextError
-from .number_words import CURRENCIES, expand_numbers
+from .number_words import CURRENCIES, MONEY_SIGN, expand_numbers
 from .spec import STOP_TEXT
 from .written import respell
 
@@ -36,7 +36,7 @@ _SPACE_TOKEN, _STOP_TOKEN, _UNKNOWN_TOKEN = "[SPACE]", "[STOP]", "[UNK]"
 # Where text-unidecode (Text::Unidecode of 2001) and its later descendants differ, for what people type: signs, kana, Hebrew.
 # Currency signs survive to be said with their amounts, degrees and cents to be said as words.
 _TRANSLITERATIONS = {
-    **{sign: sign for sign in "£€₹¥₩₽₺₿¢°"},
+    **{sign: sign for sign in {*CURRENCIES, "¢", "°"}},
     "™": "(tm)",
     "℠": "(sm)",
     "№": "No.",
@@ -52,8 +52,8 @@ _TRANSLITERATIONS = {
     "ー": "-",
     **dict(zip("אחק־", "ahk-", strict=True)),
 }
-_MONEY_RANGE = re.compile(rf"([{''.join(CURRENCIES)}])([0-9][0-9.,]*)[–-](?=[0-9])")
-_EN_DASH_RANGE = re.compile(rf"(?<=[0-9])–(?=[{''.join(CURRENCIES)}]?[0-9])")
+_MONEY_RANGE = re.compile(rf"({MONEY_SIGN})([0-9][0-9.,]*)[–-](?=[0-9])")
+_EN_DASH_RANGE = re.compile(rf"(?<=[0-9])–(?={MONEY_SIGN}?[0-9])")
 _PICTURES = re.compile(r"(?<=[^\W_])[\u2600-\u2775\u2794-\u27bf\U0001f300-\U0001faff\ufe0f\u200d]+(?=[^\W_])")
 _LATIN_NAME = re.compile(r"(?:NEGATIVE \w+ )?LATIN (?:\w+ )?LETTER (?:\w+ )*([A-Z]{1,2})(?: WITH .+)?")
 

@@ -16,8 +16,8 @@ from . import redaction
 from .audio import check_clip
 from .autoregressive import ROWS
 from .backends import open_engine
-from .checking import one_voice, retried
-from .conditioning import clip_latents, diffusion_mels, random_latents, voice_mels
+from .checking import retried
+from .conditioning import clip_latents, diffusion_mels, one_voice, random_latents, voice_mels
 from .config import Settings, check_number
 from .debug_state import check_folder, save_debug_state
 from .defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for
@@ -158,8 +158,6 @@ class TextToSpeech:
         everything of the run to (:mod:`tortoise_rt.debug_state`).
         """
         if debug_state is not None:
-            if settings.get("check") and settings.get("max_retries") != 0:
-                raise SettingsError("a debug state is of one draw: max_retries=0, or leave check out")
             check_folder(debug_state)
         result = self._synthesize(
             text, voice_samples, conditioning_latents, use_deterministic_seed, verbose, {"k": k, **settings}
@@ -170,7 +168,7 @@ class TextToSpeech:
         clips = [in_kind(wav[None, None], tensors) for wav in result.wavs]
         made = clips if len(clips) > 1 else clips[0]
         if return_deterministic_state:
-            return made, (result.seed, text, voice_samples, conditioning_latents)
+            return made, (result.tries[0], text, voice_samples, conditioning_latents)
         return made
 
     def tts_with_preset(self, text: str, preset: str = DEFAULT_PRESET, **arguments: Any) -> Any:
@@ -194,8 +192,8 @@ class TextToSpeech:
         """Say ``text``, or the parts in which it comes; gives (samples,) float32 pieces at 24 kHz while it is drawn.
 
         It is said sentence by sentence, the first with the seed, each other with the next seed, and ``pause`` seconds
-        of silence between them; with ``split`` off the text is one clip. What is said of a sentence is, joined, the
-        clip that :meth:`tts` makes with its seed, one sample and the decoder "hifigan" (not with kv_positions="upstream"). Settings that ask for more
+        of silence between them, all in one voice; with ``split`` off the text is one clip. What is said of a sentence is, joined, the
+        clip that :meth:`tts` makes with its seed, this voice, one sample and the decoder "hifigan" (not with kv_positions="upstream"). Settings that ask for more
         samples, or for diffusion, as a preset does, make pieces of whole sentences. A piece waits for ``stream_chunk_size`` codes; by
         default for as many as the listener has sound in hand for, 0 is all of a sentence; the first waits for
         ``first_chunk``, by default 8 or that size. ``overlap_wav_len`` is for comparison: it makes pieces as the original
@@ -269,7 +267,7 @@ class TextToSpeech:
         result = retried(say, first, settings.max_retries)
         if verbose:
             times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())
-            log.info("seed %d, %.2f s of audio: %s", result.seed, result.audio_seconds, times)
+            log.info("%s, %.2f s of audio: %s", result.made_with(), result.audio_seconds, times)
         for report in result.reports:
             if not report.ok:
                 log.warning("a clip is not its text: %s", "; ".join(report.problems))

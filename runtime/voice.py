@@ -23,12 +23,38 @@ MAX_VOICES = 100  #: that become one
 
 @dataclass(frozen=True)
 class Voice:
-    """A named voice: clips that latents are computed from, the latents, or voices whose latents are averaged."""
+    """A named voice: clips that latents are computed from, or voices whose latents are averaged; the latents, if known."""
 
     name: str
     clips: tuple[np.ndarray, ...] = field(default=(), repr=False)  #: (samples,) float32 each, 22.05 kHz
     latents: VoiceLatents | None = None
     parts: tuple[tuple[Voice, float], ...] = ()  #: each with its weight, above 0
+
+    @property
+    def all_clips(self) -> tuple[np.ndarray, ...]:
+        """Its clips, or those of all its parts; none where one of these has none."""
+        if self.parts and all(part.clips for part, _ in self.parts):
+            return tuple(clip for part, _ in self.parts for clip in part.clips)
+        return self.clips
+
+    @property
+    def shares(self) -> list[tuple[Voice, float]]:
+        """Its parts, each with its share of the whole."""
+        most = max((weight for _, weight in self.parts), default=1.0)
+        whole = sum(weight / most for _, weight in self.parts)  # finite, however large they are
+        return [(part, weight / most / whole) for part, weight in self.parts]
+
+    @property
+    def made_of(self) -> str:
+        """What it is, in words."""
+        if self.parts:
+            return "; ".join(
+                f"{part.name}, {100 * share:.0f} %: {part.made_of}" for part, share in self.shares
+            )
+        if not self.clips:
+            return "latents"
+        several, seconds = len(self.clips) > 1, sum(map(len, self.clips)) / CODE_RATE
+        return f"{len(self.clips)} clip{'s' * several} of {seconds:.1f} s{' together' * several}"
 
 
 def user_folder() -> Path:
@@ -136,11 +162,11 @@ def load_voices(
         check_amount([clip for voice in voices for clip in voice.clips], f'the voice "{spec}"')
     if len(voices) == 1:
         return voices[0]
-    if all(voice.latents is not None for voice in voices):
-        return Voice(spec, latents=blend([v.latents for v in voices if v.latents is not None], weights))
     if all(plain) and all(voice.latents is None for voice in voices):
         return Voice(spec, clips=tuple(clip for voice in voices for clip in voice.clips))
-    return Voice(spec, parts=tuple(zip(voices, weights, strict=True)))
+    latents = [voice.latents for voice in voices if voice.latents is not None]
+    blended = blend(latents, weights) if len(latents) == len(voices) else None
+    return Voice(spec, latents=blended, parts=tuple(zip(voices, weights, strict=True)))
 
 
 def _weighted(part: str, known: Mapping[str, Path], paths: bool) -> tuple[str, float | None]:
@@ -201,17 +227,22 @@ def _load_path(path: Path) -> Voice:
     return load_files(f"the voice folder {path}", name, voice_files(path))
 
 
-def voice_files(path: Path) -> list[Path]:
-    """The clips and latent files in a folder, sorted by name; a file itself. Raises VoiceError where there are none."""
+def files_in(path: Path) -> list[Path]:
+    """The clips and latent files in a folder, sorted by name; a file itself."""
     if path.is_file():
         return [path]
-    if not path.is_dir():
+    return [
+        f for f in _entries(path) if f.is_file() and f.suffix.lower() in (*AUDIO_SUFFIXES, *LATENT_SUFFIXES)
+    ]
+
+
+def voice_files(path: Path) -> list[Path]:
+    """As :func:`files_in`; raises VoiceError where there are none."""
+    if not path.exists():
         raise VoiceError(
             f"there is no file or folder {path}: give clips, folders of them, or a file of latents"
         )
-    found = [
-        f for f in _entries(path) if f.is_file() and f.suffix.lower() in (*AUDIO_SUFFIXES, *LATENT_SUFFIXES)
-    ]
+    found = files_in(path)
     if not found:
         raise VoiceError(
             f"the voice folder {path} holds no audio ({', '.join(AUDIO_SUFFIXES)}) and no latents: "

@@ -147,7 +147,9 @@ def import_voices(folder: str | Path, *, force: bool = False) -> Iterator[Import
             yield Imported(name, f"not imported: {error}", failed=True)
         else:
             latents = added[0].suffix in LATENT_SUFFIXES
-            yield Imported(name, "imported: " + ("latents" if latents else f"{len(added)} clips"))
+            yield Imported(
+                name, "imported: " + ("latents" if latents else f"{len(added)} clip{'s' * (len(added) > 1)}")
+            )
 
 
 def unpack_voices(archive: Path, into: Path) -> None:

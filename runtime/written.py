@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from .number_words import CURRENCIES
+from .number_words import MONEY_SIGN
 
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
@@ -81,7 +81,6 @@ def _say_road(match: re.Match[str]) -> str:
     return f"{match[1]} {'Street' if match[2] == 'St' else 'Drive'}{'.' if ends else ''}"
 
 
-_MONEY_SIGN = f"[{''.join(CURRENCIES)}]"
 Say = str | Callable[[re.Match[str]], str]
 
 #: (what is written, how it is respelt), in order
@@ -103,11 +102,11 @@ _RULES: tuple[tuple[re.Pattern[str], Say], ...] = tuple(
         (r"(?<![0-9-])((?:1[0-9]|20)[0-9]{2})-(?=(?:1[0-9]|20)[0-9]{2}(?![0-9-]))", r"\1 to "),
         (r"(?<=[0-9])(st|nd|rd|th)-(?=[0-9]{1,9}(?:st|nd|rd|th)\b)", r"\1 to "),
         # -5, (-7), -$5; not 3 -2
-        (rf"(?:(?<=^)|(?<=[\s(\[=<>,:]))(?<![0-9]\s)-(?={_MONEY_SIGN}?\.?[0-9])", "minus "),
-        (rf"(?<=[A-Za-z0-9.,])(?={_MONEY_SIGN}[0-9.,])", " "),  # US$5; 2$5 is not 25
+        (rf"(?:(?<=^)|(?<=[\s(\[=<>,:]))(?<![0-9]\s)-(?={MONEY_SIGN}?\.?[0-9])", "minus "),
+        (rf"(?<=[A-Za-z0-9.,])(?={MONEY_SIGN}[0-9.,])", " "),  # US$5; 2$5 is not 25
         # $3.5M
         (
-            rf"({_MONEY_SIGN}[0-9][0-9.,]*)(?:([kKmMbBtT])|([mMbBtT])[nN])(?![A-Za-z0-9])",
+            rf"({MONEY_SIGN}[0-9][0-9.,]*)(?:([kKmMbBtT])|([mMbBtT])[nN])(?![A-Za-z0-9])",
             lambda m: f"{m[1]} {_AMOUNT_SCALES[(m[2] or m[3]).lower()]}",
         ),
         (r"(?<=[0-9]) ?¢", " cents"),

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from capi import Library, built
 from hub import Server, serving
 
 from tortoise_rt import fetch
 from tortoise_rt.backends import open_engine
 from tortoise_rt.backends.fake import FakeEngine
-from tortoise_rt.engine import Engine
+from tortoise_rt.engine import Engine, EngineInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,6 +79,14 @@ def fast_bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(data, tmp_path_factory.mktemp("bundles") / "fast", "autoregressive", "hifigan")
 
 
+@pytest.fixture(scope="session")
+def standard_graphs(tmp_path_factory: pytest.TempPathFactory) -> EngineInfo:
+    """All networks, tiny and with random weights, as graphs of standard operators. To be read, not changed."""
+    from standard import write_standard
+
+    return write_standard(tmp_path_factory.mktemp("standard"))
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, with caches and voices of its own."""
@@ -106,3 +115,17 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     monkeypatch.setenv("TORTOISE_RT_CACHE", str(tmp_path_factory.mktemp("cache")))
     with serving() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def capi(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C library of this environment: a folder with include and lib."""
+    return built(tmp_path_factory.mktemp("capi") / "prefix")
+
+
+@pytest.fixture(scope="session")
+def lib(capi: Path) -> Library:
+    """The C library in this process."""
+    made = Library(capi / "lib" / "libtortoise_rt.so")
+    made.ok("start", None)
+    return made

@@ -35,7 +35,7 @@ def test_everything_is_measured_written_and_drawn(random_bundle: Path, folder: P
     assert {name for name, _ in graphs} >= {"clvp_speech", "diffusion_denoise", "univnet", "hifigan"}
     for row in graphs.values():
         assert 0 < row["ms_least"] <= row["ms"] <= row["ms_most"]
-        assert row["gflops"] > 0 and 0 < row["share_of_arithmetic"] < 3
+        assert row["gflops"] > 0 and 0 < row["share_of_arithmetic"] < 1.5  # the machine's speed drifts
     spoken = {row["preset"]: row for row in rows if row["kind"] == "synthesis"}
     assert (spoken["turbo"]["steps"], spoken["ultra_fast"]["steps"]) == (10, 30)
     assert all(row["samples"] == 2 and row["peak_rss_mib"] > 20 for row in spoken.values())

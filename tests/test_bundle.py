@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from tortoise_rt import bundle as bundles
-from tortoise_rt.backends import onnx as backend
-from tortoise_rt.backends import open_engine
+from tortoise_rt.backends import onnx_checks, open_engine
 from tortoise_rt.bundle import MANIFEST, demo_folder, manifest_sha256, read_bundle, verify_files
 from tortoise_rt.errors import BundleError, BundleMismatch, EngineError
 
@@ -340,17 +339,20 @@ def test_device_names_are_checked_first() -> None:
             open_engine(demo_folder(), device=device)
 
 
-def test_cuda_on_a_bundle_for_the_cpu(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_and_the_cpu_have_bundles_of_their_own(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = pytest.importorskip("onnxruntime")
     assert open_engine(whole).info.device == "cpu"
+    with pytest.raises(BundleMismatch, match="the device asked for is cuda.*export --target cuda"):
+        open_engine(whole, device="cuda")
+    edit(whole, "target/device", "cuda")
     monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(EngineError, match=r"needs ONNX Runtime's CUDAExecutionProvider.*tortoise-rt\[gpu\]"):
         open_engine(whole, device="cuda:1")
     monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    assert open_engine(whole, device="cuda:1").info.device == "cuda:1"
-    edit(whole, "precision/ar_step", "int8")
-    with pytest.raises(BundleMismatch, match="export --target cuda"):
-        open_engine(whole, device="cuda")
+    engine = open_engine(whole, device="cuda:1")
+    assert engine.info.device == "cuda:1" and type(engine).__name__ == "StandardEngine"
+    told = engine._provider_options(SimpleNamespace(add_session_config_entry=lambda *entry: None))  # type: ignore[attr-defined]
+    assert told == {"device_id": "1", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 
 
 def test_bundles_for_other_machines(whole: Path) -> None:
@@ -381,9 +383,9 @@ def placed(provider: str, **ops: str) -> Any:
 
 
 def test_nothing_runs_on_another_provider_silently() -> None:
-    cpu, cuda = backend.PROVIDERS["cpu"], backend.PROVIDERS["cuda"]
-    backend._check_provider("ar_step", cuda, placed(cuda, MatMul=cuda, Shape=cpu, Gather=cpu))
+    cpu, cuda = onnx_checks.PROVIDERS["cpu"], onnx_checks.PROVIDERS["cuda"]
+    onnx_checks.check_provider("ar_step", cuda, placed(cuda, MatMul=cuda, Shape=cpu, Gather=cpu))
     with pytest.raises(EngineError, match="has no GroupQueryAttention for it.*--device cpu"):
-        backend._check_provider("ar_step", cuda, placed(cuda, MatMul=cuda, GroupQueryAttention=cpu))
+        onnx_checks.check_provider("ar_step", cuda, placed(cuda, MatMul=cuda, GroupQueryAttention=cpu))
     with pytest.raises(EngineError, match=f"wants {cuda}, but ONNX Runtime chose {cpu}"):
-        backend._check_provider("ar_step", cuda, placed(cpu))
+        onnx_checks.check_provider("ar_step", cuda, placed(cpu))

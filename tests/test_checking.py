@@ -11,13 +11,15 @@ import pytest
 import soundfile
 from scheduling import TOKENIZER
 from test_alignment import heard_as
-from test_cli import ok, run
+from test_cli import ok
 
 from tortoise_rt import Pipeline, Result, TextToSpeech, VoiceLatents, load_voice, make_settings
 from tortoise_rt.alignment import Word, hear, spell
 from tortoise_rt.backends.fake import FakeEngine
-from tortoise_rt.checking import Report, judge, one_voice, retried
-from tortoise_rt.errors import OutputError, SettingsError
+from tortoise_rt.checking import Drawn, Report, judge, retried
+from tortoise_rt.conditioning import one_voice
+from tortoise_rt.debug_state import load_debug_state, replay
+from tortoise_rt.errors import OutputError
 from tortoise_rt.text import Tokenizer, clean_english
 from tortoise_rt.word_times import write_words
 
@@ -115,13 +117,13 @@ def test_the_demo_is_told_from_what_it_did_not_say(tts: TextToSpeech, text: str)
 # --- drawing again ---
 
 
-def result_of(*reports: Report, name: float = 0.0) -> Result:
+def result_of(*reports: Report, name: float = 0.0, seed: int = 5) -> Result:
     """A result whose clips are known by their one sample."""
     count = len(reports)
     return Result(
         [np.full(1, name + n, np.float32) for n in range(count)], np.full((count, 3), name, np.int64), np.zeros(count),
-        np.arange(count), [np.zeros(1)] * count, [], VoiceLatents(np.ones(2)), 9, 5, {"sampling": 1.0},
-        words=[[] for _ in reports], reports=list(reports),
+        np.arange(count), [np.zeros(1)] * count, [], VoiceLatents(np.ones(2)), 9,
+        [Drawn(seed, n) for n in range(count)], (seed,), {"sampling": 1.0}, words=[[] for _ in reports], reports=list(reports),
     )  # fmt: skip
 
 
@@ -143,12 +145,23 @@ def test_bad_clips_are_drawn_again_and_the_best_are_kept() -> None:
         return tries[seed]
 
     best = retried(say, 5, 2)
-    assert asked == [5, 6, 7] and best.wavs[0] == 2 and best.reports == [BAD] and best.seed == 5
-    assert best.codes[best.chosen[0]].tolist() == [2, 2, 2] and best.seconds == {"sampling": 3.0}
+    assert asked == [5, 6, 7] and best.wavs[0] == 2 and best.reports == [BAD]
+    assert (best.seed, best.tries, best.made_with()) == (6, (5, 6, 7), "seed 6 (3 tries from seed 5)")
+    assert (
+        best.codes.tolist() == [[2, 2, 2]]
+        and best.chosen.tolist() == [0]
+        and best.seconds == {"sampling": 3.0}
+    )
     assert retried(say, 5, 9).wavs[0] == 4 and asked[-1] == 8  # no further than a good one
-    assert retried(say, 5, 0).reports == [WORSE]
+    once = retried(say, 5, 0)
+    assert once.reports == [WORSE] and once.made_with() == "seed 5"
     two = retried(lambda seed: result_of(BAD, GOOD, name=10.0 * seed), 0, 1)
     assert [float(wav[0]) for wav in two.wavs] == [1, 11] and two.reports == [GOOD, GOOD]
+    assert [two.made_with(n) for n in (0, 1)] == [
+        "seed 0 (2 tries from seed 0)",
+        "seed 1 (2 tries from seed 0)",
+    ]
+    assert two.codes[two.chosen].tolist() == [[0, 0, 0], [10, 10, 10]]
 
 
 def test_unchecked_results_are_drawn_once() -> None:
@@ -243,13 +256,35 @@ def test_all_tries_are_in_one_random_voice() -> None:
     result = retried(lambda seed: pipeline.synthesize("Hello there.", voice, chosen, seed), 5, 3)
     alone = pipeline.synthesize("Hello there.", None, unchecked, 5)
     np.testing.assert_array_equal(result.voice.auto, alone.voice.auto)
-    assert one_voice(engine, None, unchecked, 5) is None
 
 
-def test_a_debug_state_is_of_one_draw(tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    with pytest.raises(SettingsError, match="a debug state is of one draw"):
-        TextToSpeech(engine=FakeEngine()).tts("Hello.", check=True, debug_state=state)
-    failed = run("say", "Hello.", "--check", "--debug-state", str(state), "-o", str(tmp_path / "a.wav"))
-    assert failed.exit_code == 2 and "--max-retries 0" in failed.stderr
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_files_and_reports_name_the_seed_that_made_a_clip(folder: Path, candidates: int) -> None:
+    """On noise, of which some is nearer to the text: no clip is good, and the best are of some of the tries."""
+    fake = ["say", "Hello.", "--backend", "fake", "--tokenizer", str(TOKENIZER), "--max-mel-tokens", "20"]
+    checked = [*fake, "--check", "--max-retries", "4", "--samples", "2", "--candidates", str(candidates)]
+    made = json.loads(ok(*checked, "--seed", "3", "-o", "a.wav", "--debug-state", "run", "--json").stdout)
+    assert made["tries"] == [3, 4, 5, 6, 7] and made["seed"] == made["checks"][0]["seed"]
+    names = ["a.wav"] if candidates == 1 else ["a_0.wav", "a_1.wav"]
+    for name, check in zip(names, made["checks"], strict=True):
+        with soundfile.SoundFile(folder / name) as file:
+            assert file.comment.endswith(f"seed {check['seed']} (5 tries from seed 3)")
+    again = ok("replay", "run", *fake[2:6], "-o", "b.wav")
+    assert "codes are the same" in again.output and f"seed {made['seed']} (5 tries" in again.output
+    for name in names:
+        assert (folder / name).read_bytes() == (folder / name.replace("a", "b", 1)).read_bytes()
+
+
+def test_the_seed_alone_makes_the_clip_that_was_kept(tts: TextToSpeech, folder: Path) -> None:
+    """Clips that are cut off are never good; what is kept is the clip of its own seed."""
+    text = "A small dog ran away."
+    chosen = dict(num_autoregressive_samples=1, decoder="hifigan", max_mel_tokens=14)
+    wav, (first, *_) = tts.tts(
+        text, check=True, max_retries=3, use_deterministic_seed=20, debug_state=folder / "run",
+        return_deterministic_state=True, **chosen,
+    )  # fmt: skip
+    state = load_debug_state(folder / "run")
+    assert first == 20 and state.tries == (20, 21, 22, 23)  # with the first seed it is all done again
+    np.testing.assert_array_equal(wav, tts.tts(text, use_deterministic_seed=state.seed, **chosen))
+    np.testing.assert_array_equal(wav[0, 0], replay(state, tts.engine).wavs[0])
+    assert state.codes.shape == (1, 14)  # the try that was kept, and no other

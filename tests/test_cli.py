@@ -219,7 +219,7 @@ def test_debug_shows_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_doctor_reports() -> None:
     report = ok("doctor").output
-    for title in ("Machine", "Packages", "Runs on", "Folders", "Engines", "Next"):
+    for title in ("Machine", "Packages", "Runs on", "GPU", "Folders", "Engines", "Next"):
         assert title in report.splitlines()
     assert "tortoise-rt say" in report or "tortoise-rt export" in report
 
@@ -233,6 +233,7 @@ def test_version_and_unknown_commands() -> None:
 def test_commands_are_these() -> None:
     assert sorted(main.commands) == [
         "bench",
+        "capi",
         "detect",
         "doctor",
         "export",

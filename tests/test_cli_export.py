@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,19 @@ from test_cli import TOKENIZER, hostile_pickle, ok, run, write_clip
 pytestmark = pytest.mark.usefixtures("folder")
 
 
-@pytest.mark.parametrize("target", ["cuda", "tensorrt"])
-def test_targets_of_later_versions(target: str) -> None:
-    result = run("export", "--checkpoints", ".", "--target", target)
-    assert result.exit_code == 2 and "is not in this version" in result.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "cdua"], 'target "cdua" is unknown. Did you mean "cuda"'),
+        (["--target", "cuda", "--precision", "int8"], 'no precision is called "int8" for cuda.'),
+        (["--target", "cuda", "--precision", "bf16"], "Available: fp16, fp32."),
+        (["--precision", "fp16"], 'no precision is called "fp16" for cpu.'),
+        (["--target", "tensorrt", "--compute-capability", "8.9"], "--compute-capability is for tensorrt-rtx"),
+    ],
+)
+def test_what_a_target_cannot_do(arguments: list[str], message: str) -> None:
+    result = run("export", "--checkpoints", ".", *arguments)
+    assert result.exit_code == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("package", ["torch", "onnx"])
@@ -100,3 +110,22 @@ def test_hostile_checkpoints_are_not_executed(checkpoints: Path, folder: Path) -
     result = run("detect", "a.wav", "--checkpoints", str(checkpoints))
     assert result.exit_code == 2 and "nothing in it was executed" in result.stderr
     assert not (folder / "executed").exists()
+
+
+def test_a_bundle_for_cuda(checkpoints: Path, folder: Path) -> None:
+    """Its graphs are compared on the CPU; where there is no CUDA it says so."""
+    runtime = pytest.importorskip("onnxruntime")
+    result = ok(
+        "export", "--checkpoints", str(checkpoints), "--target", "cuda", "--precision", "fp16", "-o", "bundle"
+    )
+    rows = [line.split() for line in result.output.splitlines()]
+    assert ["cvvp_speech", "fp16"] in [row[:2] for row in rows] and ["detector", "fp32"] in [
+        row[:2] for row in rows
+    ]
+    target = json.loads((folder / "bundle" / "manifest.json").read_text())["target"]
+    assert (target["backend"], target["device"]) == ("onnx", "cuda")
+    assert target["provider"] == "CUDAExecutionProvider" and target["requires"] == {"onnxruntime": "1.25"}
+    if "CUDAExecutionProvider" not in runtime.get_available_providers():
+        write_clip(folder / "a.wav")
+        failed = run("detect", "a.wav", "--engine", "bundle")
+        assert failed.exit_code == 2 and "pip install 'tortoise-rt[gpu]'" in failed.stderr

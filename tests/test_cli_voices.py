@@ -100,7 +100,7 @@ def test_voices_blend(folder: Path) -> None:
     assert (folder / "c.wav").read_bytes() == (folder / "d.wav").read_bytes()
     ok("voices", "blend", "m.pth:1", "r.safetensors:3", "-o", "n.safetensors")  # latents alone need no engine
     shown = ok("voices", "show", "emma:3&tom:1", "--voices-dir", "v").stdout
-    assert "emma: 1 clips, 75 %" in shown
+    assert "emma: 1 clip of 1.0 s, 75 %" in shown
     for arguments, message in [
         (("latents", "emma", "--seed", "1", "-o", "x.pth"), "seed 1 has no effect"),
         (("blend", "emma:1", "tom", "-o", "x.pth"), "weights for some voices only"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import re
 import shutil
@@ -16,6 +17,7 @@ import soundfile
 from conftest import ROOT
 
 from tortoise_rt import tts
+from tortoise_rt.alignment import hear
 from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.cli import main
 from tortoise_rt.compat import api, api_fast, base, utils
@@ -42,6 +44,7 @@ def models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tts, "open_engine", lambda *_: engine)
     for i in range(2):
         write_clip(folder / ".voices" / "mol" / f"{i}.wav", 1 + i)
+    write_clip(folder / ".voices" / "tom" / "0.wav", 1.5, 24000)
     rng = np.random.default_rng(0)
     for name in ("pat", "emma"):
         (folder / ".voices" / name).mkdir()
@@ -72,10 +75,33 @@ tts = api.TextToSpeech(use_deepspeed=True, kv_cache=True, half=True)
 pcm_audio = tts.tts_with_preset("your text here", voice_samples=reference_clips, preset='ultra_fast')
 assert pcm_audio.squeeze(0).cpu().shape[0] == 1
 """,
+    "presets": """
+reference_clips = [utils.audio.load_audio('.voices/mol/0.wav', 22050)]
+for preset in ('ultra_fast', 'fast', 'standard', 'high_quality'):
+    tts = api.TextToSpeech()
+    pcm_audio = tts.tts_with_preset("a", voice_samples=reference_clips, preset=preset)
+    assert pcm_audio.shape[:2] == (1, 1)
+""",
+    "prompt": """
+tts = api.TextToSpeech()
+assert tts.enable_redaction
+gen = tts.tts_with_preset("[I am really sad,] Please feed me.", preset='ultra_fast', **QUICK)
+assert gen.shape[:2] == (1, 1)
+""",
+    "average": """
+clips = [load_audio(path, 22050) for name in ('mol', 'tom') for path in get_voices()[name]]
+tts = api.TextToSpeech()
+voice_samples, conditioning_latents = load_voices(['mol', 'tom'])
+assert conditioning_latents is None and len(voice_samples) == len(clips) == 3
+gen = tts.tts("Both of us.", voice_samples=voice_samples, use_deterministic_seed=1, **QUICK)
+assert (gen == tts.tts("Both of us.", conditioning_latents=tts.get_conditioning_latents(clips), use_deterministic_seed=1, **QUICK)).all()
+assert not (gen.shape == (one := tts.tts("Both of us.", voice_samples=clips[:2], use_deterministic_seed=1, **QUICK)).shape
+    and (gen == one).all())
+""",
     "do_tts": """
 import os
 tts = api.TextToSpeech(models_dir=api.MODELS_DIR, use_deepspeed=False, kv_cache=True, half=False)
-for k, selected in enumerate('random,mol,pat,pat&emma'.split(',')):
+for k, selected in enumerate('random,mol,pat,pat&emma,mol&tom'.split(',')):
     voice_samples, conditioning_latents = load_voices(selected.split('&'))
     gen, state = tts.tts_with_preset("I'm going to speak this", k=2, voice_samples=voice_samples,
         conditioning_latents=conditioning_latents, preset='ultra_fast', use_deterministic_seed=3,
@@ -149,15 +175,59 @@ def test_programs_of_the_original_run(models: Path, name: str) -> None:
     exec(SETUP + PROGRAMS[name], {})
 
 
-def test_prompts_in_brackets(random_bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The original's prompt in brackets runs on an engine in its folder, its bracketed words steering or said."""
-    pytest.importorskip("torch")
-    speaker = api.TextToSpeech(models_dir=str(random_bundle), enable_redaction=False)
-    gen = speaker.tts_with_preset(
-        "[I am really sad,] Please feed me.", preset="ultra_fast", num_autoregressive_samples=2, diffusion_iterations=2,
-        max_mel_tokens=12,
-    )  # fmt: skip
-    assert tuple(gen.shape[:2]) == (1, 1)
+PROMPT = "[I am really sad,] Please feed me."
+
+
+def test_prompts_in_brackets(random_bundle: Path) -> None:
+    """The original's prompt in brackets, on an engine in its folder that has its aligner's network."""
+    quick = dict(num_autoregressive_samples=2, diffusion_iterations=2, max_mel_tokens=12)
+    for redaction in (True, False):
+        speaker = api.TextToSpeech(models_dir=str(random_bundle), enable_redaction=redaction)
+        assert tuple(speaker.tts_with_preset(PROMPT, preset="ultra_fast", **quick).shape[:2]) == (1, 1)
+
+
+def test_words_in_brackets_are_not_heard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the engine that ships, which speaks and hears: what is left is shorter, and more like the rest alone."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(base, "MODELS_DIR", str(folder / "none"))
+    quick = dict(num_autoregressive_samples=4, diffusion_iterations=10)
+    lengths, likeness = {}, {}
+    for redaction in (True, False):
+        speaker = api.TextToSpeech(models_dir=str(folder / "none"), enable_redaction=redaction)
+        wav = np.asarray(
+            speaker.tts_with_preset(PROMPT, preset="ultra_fast", use_deterministic_seed=1, **quick)
+        ).ravel()
+        letters = hear(speaker._tts.engine, wav).reading().replace(" ", "")
+        likeness[redaction] = difflib.SequenceMatcher(None, "pleasefeedme", letters).ratio()
+        lengths[redaction] = len(wav) / 24000
+    assert lengths[True] < lengths[False] - 0.4 and likeness[True] > likeness[False]
+
+
+REAL = ROOT.parent / "shared" / "reference" / "voices"
+
+
+def test_recordings_of_people(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original's own programs with its own voices: clips speak, by the engine that ships; latents are as it wrote them."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxruntime")
+    if not REAL.exists():
+        pytest.skip(f"no {REAL}: the original's voices are not part of this repository")
+    monkeypatch.setattr(base, "MODELS_DIR", str(folder / "none"))
+    clips, none = utils.audio.load_voice("lj", [str(REAL)])
+    none_either, latents = utils.audio.load_voice("pat_latents", [str(REAL)])
+    assert (
+        none is None
+        and none_either is None
+        and [tuple(part.shape) for part in latents] == [(1, 1024), (1, 2048)]
+    )
+    theirs = torch.load(REAL / "pat_latents" / "pat.pth", map_location="cpu", weights_only=True)
+    assert all(torch.equal(one, other) for one, other in zip(latents, theirs, strict=True))
+    speaker = api.TextToSpeech(models_dir=str(folder / "none"))
+    torch.save(speaker.get_conditioning_latents(clips), folder / "lj.pth")
+    quick = dict(use_deterministic_seed=1, num_autoregressive_samples=2, diffusion_iterations=4)
+    said = speaker.tts("Hello there.", voice_samples=clips, **quick)
+    again = speaker.tts("Hello there.", conditioning_latents=torch.load(folder / "lj.pth"), **quick)
+    assert torch.equal(said, again) and said.abs().max() > 0.01
 
 
 def test_without_torch_arrays_come_back(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from tortoise_rt.engine import Engine
 from tortoise_rt.errors import InputError, OutputError, SettingsError
 from tortoise_rt.pipeline import Pipeline
 from tortoise_rt.text import Tokenizer
+from tortoise_rt.voice import Voice
 
 TOKENIZER = Path(__file__).parent / "data" / "tokenizer.json"
 QUICK: dict[str, Any] = {"num_autoregressive_samples": 3, "diffusion_iterations": 2, "max_mel_tokens": 20}
@@ -34,8 +35,9 @@ pytestmark = pytest.mark.usefixtures("folder")
         {"voice_samples": [CLIP, CLIP[:20000]]},
         {"voice_samples": [CLIP], "cvvp_amount": 0.5},
         {"voice_samples": [CLIP], "decoder": "hifigan", "typical_sampling": True},
+        {"k": 2, "check": True, "max_retries": 2},
     ],
-    ids=["random", "clips", "cvvp", "hifigan"],
+    ids=["random", "clips", "cvvp", "hifigan", "checked"],
 )
 def test_a_run_is_done_again(engine: Engine, folder: Path, arguments: dict[str, Any]) -> None:
     speaker = TextToSpeech(engine=engine, tokenizer_vocab_file=TOKENIZER)
@@ -43,14 +45,32 @@ def test_a_run_is_done_again(engine: Engine, folder: Path, arguments: dict[str, 
         "Hello there.", use_deterministic_seed=5, debug_state=folder / "run", **{**QUICK, **arguments}
     )
     state = load_debug_state(folder / "run")
-    assert (state.text, state.seed, state.settings.ar.max_mel_tokens) == ("Hello there.", 5, 20)
-    assert state.codes.shape == (3, 20) and state.scores.shape == (3,)
+    assert (state.text, state.tries[0], state.settings.ar.max_mel_tokens) == ("Hello there.", 5, 20)
+    assert state.seed == 5 or "check" in arguments
+    samples = 3 * len({drawn.seed for drawn in state.drawn})
+    assert state.codes.shape == (samples, 20) and state.scores.shape == (samples,)
     assert bool(state.clips) == ("cvvp_amount" in arguments)
     result = replay(state, engine, Tokenizer(TOKENIZER))
     assert differences(state, result) == {"codes": 0, "scores": 0, "latents": 0}
     clips = said if isinstance(said, list) else [said]
     for wav, clip in zip(result.wavs, clips, strict=True):
         np.testing.assert_array_equal(wav, clip[0, 0])
+
+
+def test_a_weighted_blend_that_cvvp_ranked_by_is_done_again(folder: Path) -> None:
+    engine = FakeEngine()
+    chosen = make_settings(**{**QUICK, "cvvp_amount": 1.0})
+    low, high = Voice("low", (CLIP,)), Voice("high", (CLIP[::-1].copy(), CLIP[:9000]))
+    blend = Voice("both", parts=((low, 1.0), (high, 3.0)))
+    result = Pipeline(engine).synthesize([5, 6, 7], blend, chosen, 1)
+    save_debug_state(folder / "run", result, engine)
+    state = load_debug_state(folder / "run")
+    assert [len(clip) for clip in state.clips] == [30000, 30000, 9000]  # all that CVVP heard
+    again = replay(state, engine)
+    assert (
+        differences(state, again) == {"codes": 0, "scores": 0, "latents": 0} and len(set(again.scores)) == 3
+    )
+    np.testing.assert_array_equal(result.wavs[0], again.wavs[0])
 
 
 def test_ids_are_enough(folder: Path) -> None:
@@ -105,7 +125,11 @@ def change(run: Path, **values: Any) -> None:
         ({"format": "other"}, "has the format 'other'"),
         ({"settings": {"top_q": 1}}, "unknown setting 'top_q'"),
         ({"settings": 3}, "is damaged"),
-        ({"seed": -1}, "seed is -1"),
+        ({"clips": [{"seed": -1, "rank": 0}]}, "seed is -1"),
+        ({"clips": []}, "is damaged"),
+        ({"clips": [{"seed": 1, "rank": 1}]}, "is damaged"),
+        ({"tries": [2]}, "is damaged"),
+        ({"tries": []}, "is damaged"),
         ({"ids": [None]}, "is damaged"),
         ({"text": 5}, "is damaged"),
         ({"engine": None}, "is damaged"),
@@ -169,7 +193,7 @@ def test_from_the_command_line(folder: Path) -> None:
     again = call("replay", "run", *fake, "-o", "b.wav")
     assert again.exit_code == 0 and "codes are the same" in again.stdout, again.output
     assert (folder / "a.wav").read_bytes() == (folder / "b.wav").read_bytes()
-    change(folder / "run", seed=5)
+    change(folder / "run", clips=[{"seed": 5, "rank": 0}], tries=[5])
     other = call("replay", "run", *fake, "--json")
     assert other.exit_code == 1 and json.loads(other.stdout)["codes"] > 0
     assert call("say", *fake, "Hi.", "--stream", "-o", "c.wav", "--debug-state", "run").exit_code == 2

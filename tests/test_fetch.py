@@ -335,6 +335,18 @@ def test_optional_files_may_be_missing(server: Server, tmp_path: Path) -> None:
         fetch(tmp_path, source=server.url)
 
 
+def test_a_mirror_of_the_hub(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", f"{server.url}/")
+    server.files = {name: name.encode() for name in ("vocab.json", "config.json", "pytorch_model.bin", NAME)}
+    ok("fetch", NAME, "-o", "models")
+    ok("fetch", "--aligner", "-o", "models")
+    asked = {path for method, path, _ in server.asked if method == "HEAD" and "/store/" not in path}
+    assert f"/Manmay/tortoise-tts/resolve/main/{NAME}" in asked and len(asked) == 4
+    assert "/jbetker/tacotron-symbols/resolve/main/vocab.json" in asked
+    monkeypatch.setenv("HF_ENDPOINT", "ftp://mirror")
+    assert "only https addresses are" in run("fetch", "cvvp.pth", "-o", "models").stderr
+
+
 def test_the_command(server: Server, folder: Path) -> None:
     server.files = {name: name.encode() for name in (*CHECKPOINT_FILES.values(), "tokenizer.json")}
     result = ok("fetch", "--source", server.url, "-o", "models")

@@ -13,14 +13,17 @@ torch = pytest.importorskip("torch", reason="needs PyTorch")
 from tortoise_rt.backends import open_engine  # noqa: E402
 from tortoise_rt.backends.torch import TorchEngine  # noqa: E402
 from tortoise_rt.config import make_settings  # noqa: E402
-from tortoise_rt.engine import KVCache  # noqa: E402
+from tortoise_rt.engine import KVCache, ProxyEngine  # noqa: E402
 from tortoise_rt.export.checkpoints import Checkpoints  # noqa: E402
 from tortoise_rt.export.parity import BOUNDS, check_graphs, random_inputs, relative_error  # noqa: E402
 from tortoise_rt.pipeline import Pipeline  # noqa: E402
+from tortoise_rt.scheduler import Scheduler  # noqa: E402
 from tortoise_rt.spec import GRAPHS  # noqa: E402
 
 TINY = Path(__file__).parent / "data" / "tiny-a"
 PRECISIONS = ("fp32", "fp16", "bf16")
+#: of a mel after 25 steps, or a wav: rounding of one step is what the next begins with
+LOOP_BOUNDS = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.1}
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here"),
@@ -63,6 +66,84 @@ def test_whole_runs_agree_with_the_cpu() -> None:
     ]
     np.testing.assert_array_equal(results[0].codes, results[1].codes)
     np.testing.assert_allclose(results[0].wavs[0], results[1].wavs[0], atol=5e-3)
+
+
+DRAWN: dict[str, dict[str, object]] = {
+    "usual": {},
+    "every code": dict(top_k=0, top_p=1.0, temperature=2.0),
+    "nucleus of all": dict(top_k=0, top_p=0.9),
+    "typical": dict(typical_sampling=True, typical_mass=0.6),
+    "greedy": dict(greedy=True),
+    "shifted": dict(kv_positions="upstream"),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_what_the_device_does_alone_is_what_it_does_with_the_host(engine: TorchEngine, name: str) -> None:
+    """Codes equal, mels near: with the host in every step, and among other requests."""
+    assert engine.draws_ahead > 1 and engine.denoises_ahead > 1
+    settings = make_settings(
+        num_autoregressive_samples=5,
+        diffusion_iterations=25,
+        max_mel_tokens=60,
+        cond_free_share=0.7,
+        **DRAWN[name],
+    )
+    one, other = (
+        Pipeline(made).synthesize([62, 84, 28], None, settings, seed=3)
+        for made in (engine, ProxyEngine(engine))
+    )
+    np.testing.assert_array_equal(one.codes, other.codes)
+    assert relative_error(one.mels[0], other.mels[0]) < LOOP_BOUNDS[engine.info.precision["ar_step"]]
+    with Scheduler(engine) as scheduler:
+        handles = [scheduler.submit([62, 84, 28], one.voice, settings, seed) for seed in (3, 4)]
+        np.testing.assert_array_equal(handles[0].result(120).codes, one.codes)
+        handles[1].result(120)
+
+
+def test_a_stream_is_the_clip(engine: TorchEngine) -> None:
+    settings = make_settings(num_autoregressive_samples=1, decoder="hifigan", max_mel_tokens=60)
+    wanted = Pipeline(engine).synthesize([62, 84, 28], None, settings, seed=3)
+    with Scheduler(engine) as scheduler:
+        streams = [scheduler.stream([62, 84, 28], wanted.voice, settings, 3) for _ in range(3)]
+        for stream in streams:
+            found = np.concatenate(list(stream))
+            assert relative_error(found, wanted.wavs[0]) < LOOP_BOUNDS[engine.info.precision["ar_step"]]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("text", [1, 40, 90])
+def test_a_row_is_read_as_the_module_reads_it(precision: str, text: int) -> None:
+    """As it is, recorded and replayed, behind nothing and behind what was read before; and again once a code was decoded."""
+    engine, cpu = TorchEngine(TINY, "cuda", precision), TorchEngine(TINY, "cpu")
+    rng = np.random.default_rng(0)
+    bound = BOUNDS[engine.info.precision["ar_step"]]
+    for _ in range(4):
+        ids, codes = rng.integers(3, 250, (1, text)), rng.integers(0, 200, (1, 70))
+        voice = rng.standard_normal((1, engine.dims["ar.dim"])).astype(np.float32)
+        found = []
+        for made in (engine, cpu):
+            cache, first = made.new_cache(1, 300), np.zeros((1, 1), np.int64)
+            found.append(
+                (
+                    *made.ar_step(cache, first, first, voice, ids),
+                    *made.ar_step(cache, codes, np.arange(70)[None]),
+                )
+            )
+            found[-1] += made.ar_step(cache, codes[:, :1], np.array([[70]]))
+        for got, wanted in zip(*found, strict=True):
+            assert got.shape == wanted.shape and relative_error(got, wanted) < bound
+
+
+def test_another_device_is_used() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device here")
+    settings = make_settings(num_autoregressive_samples=4, diffusion_iterations=5, max_mel_tokens=30)
+    results = [
+        Pipeline(open_engine(TINY, device=device)).synthesize([62, 84, 28], None, settings, seed=1)
+        for device in ("cuda:0", "cuda:1")
+    ]
+    np.testing.assert_array_equal(results[0].codes, results[1].codes)
 
 
 def test_replayed_graphs_give_what_the_first_call_gave(engine: TorchEngine) -> None:

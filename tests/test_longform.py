@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.engine import Engine
 from tortoise_rt.errors import EngineError, OutputError, SettingsError, VoiceError
 from tortoise_rt.longform import FORMATS, Book, Chapter, Document, Joining
+from tortoise_rt.longform import book as books
 from tortoise_rt.longform import join as joins
 from tortoise_rt.longform.join import Sound, gains, join, loudness
 from tortoise_rt.pipeline import Pipeline
@@ -175,11 +177,11 @@ def test_a_random_voice_is_one_voice(tmp_path: Path) -> None:
     ("change", "told"),
     [
         (dict(seed=8), "seed was 7, is 8"),
-        (dict(temperature=0.5), "ar.temperature was 0.8, is 0.5"),
-        (dict(k=2, num_autoregressive_samples=2), "candidates was 1, is 2"),
+        (dict(temperature=0.5), "temperature was 0.8, is 0.5"),
+        (dict(k=2, num_autoregressive_samples=2), "k was 1, is 2"),
         (dict(voice=voice(FakeEngine(), 1)), "voice was "),
         (dict(text=STORY + "|And cold."), r"the text or how it is cut has changed\): .* 1 of 7 clips"),
-        (dict(cast={"Al": None}), "voice Al was null, is random 7"),
+        (dict(cast={"Al": None}), "voice Al was null, is random "),
     ],
 )
 def test_another_reading_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
@@ -311,6 +313,31 @@ def test_the_cast_has_its_voices(tmp_path: Path) -> None:
     assert np.abs(joins.read_clip(next((tmp_path / "book/clips").glob("0001-*"))) - alone).max() < 1e-4
 
 
+def test_random_speakers_are_persons_of_their_own(tmp_path: Path) -> None:
+    heard = []
+    for folder, cast in (("one", {"Al": None, "Bo": None}), ("two", {"Bo": None})):
+        read(tmp_path / folder, text="Here.|Here.|Here.\nAl: One.\nBo: Two.", voice=None, cast=cast)
+        manifest = json.loads((tmp_path / folder / "manifest.json").read_text())
+        heard.append(manifest["voices"])
+    assert len(set(heard[0].values())) == 3 and heard[0][""] == "random 7"
+    assert heard[1].items() <= heard[0].items()  # whoever else is there
+
+
+def test_clips_name_the_seed_that_made_them(tmp_path: Path) -> None:
+    """Noise is never the text, so each clip is drawn as often as allowed."""
+    with open_book(tmp_path / "book", check=True, max_retries=2, text="A boat.|Nobody knew.") as book:
+        book.render()
+        for number, first in ((0, 7), (1, 8)):
+            with soundfile.SoundFile(book.paths(number)[0]) as file:
+                made = int(re.search(r"seed (\d+) \(3 tries", file.comment)[1])  # type: ignore[index]
+                assert f"(3 tries from seed {first}); may not say its text" in file.comment
+            passage = book.manifest.clips[number].passage.text
+            chosen = settings(**QUICK)
+            pipeline = Pipeline(FakeEngine(), Tokenizer(TOKENIZER))
+            alone = pipeline.synthesize(passage, voice(FakeEngine()), chosen, made).wavs[0]
+            assert np.abs(joins.read_clip(book.paths(number)[0]) - alone).max() < 1e-4
+
+
 def test_clips_that_were_cut_off_are_known_for_good(tmp_path: Path) -> None:
     with open_book(tmp_path / "book", max_mel_tokens=3, text="A boat.|Nobody knew at all.") as book:
         book.render()
@@ -377,6 +404,22 @@ def test_joined_clips_are_the_clips_with_pauses(tmp_path: Path) -> None:
         "seconds": joined.seconds,
         "chapters": [{"title": "T", "start": 0.0}],
     }
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_clips_are_read_once_where_loudness_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    read(tmp_path / "book")
+    opened: list[Path] = []
+    reading = joins.read_clip
+    for module in (joins, books):
+        monkeypatch.setattr(module, "read_clip", lambda path: opened.append(path) or reading(path))
+    with open_book(tmp_path / "book") as book:
+        book.join(suffix, Joining(match_loudness=False))
+        assert len(opened) == 6
+        book.join(suffix)
+        assert len(opened) == 18  # once for their loudness
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -158,5 +158,5 @@ def test_the_command_line_exports_it(data: Path, folder: Path) -> None:
     failed = run("export", "--checkpoints", str(data), "--precision", "int5", "-o", "other")
     assert (
         failed.exit_code == 2
-        and 'no precision is called "int5". Did you mean "int8" or "int4"' in failed.output
+        and 'no precision is called "int5" for cpu. Did you mean "int8" or "int4"' in failed.output
     )

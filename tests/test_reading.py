@@ -13,11 +13,14 @@ import pytest
 from scheduling import TOKENIZER, WAIT, Counting, scheduler, settings, settle, voice
 
 from tortoise_rt.backends.fake import FakeEngine
+from tortoise_rt.conditioning import random_latents
 from tortoise_rt.engine import Array
-from tortoise_rt.errors import Cancelled, EngineError, SettingsError, TextError
+from tortoise_rt.errors import Cancelled, EngineError, RequestError, SettingsError, TextError
 from tortoise_rt.pipeline import Pipeline
-from tortoise_rt.reading import PARAGRAPH, PAUSE, Reader
-from tortoise_rt.scheduler import Scheduler, loop
+from tortoise_rt.reading import PARAGRAPH, PAUSE, Reader, _Said, sentences_said
+from tortoise_rt.rng import Philox
+from tortoise_rt.scheduler import Priority, Scheduler, StreamHandle, loop
+from tortoise_rt.sentences import Sentence
 from tortoise_rt.spec import SAMPLE_RATE
 from tortoise_rt.streaming import CODE_SECONDS, Chunks, Pace
 from tortoise_rt.text import Tokenizer
@@ -54,6 +57,32 @@ def test_sentences_are_those_said_alone(arguments: dict[str, Any]) -> None:
     clips = [alone(text, 7 + number, **arguments) for number, text in enumerate(said)]
     wanted = np.concatenate([clips[0], pause, clips[1], pause, clips[2], longer, clips[3]])
     assert found.shape == wanted.shape and np.abs(found - wanted).max() < 1e-5
+
+
+@pytest.mark.parametrize("arguments", [{}, {"decoder": "diffusion"}])
+def test_a_random_voice_is_one_voice(arguments: dict[str, Any]) -> None:
+    """The same for all sentences: that of the seed, as the first sentence alone has it."""
+    engine, chosen = FakeEngine(), settings(**{**QUICK, **arguments})
+    drawn = random_latents(engine, Philox(7), chosen.decoder)
+    texts = ["The boat came in.", "Who was on it?", "Nobody knew."]
+    with scheduler(engine) as made:
+        speaker = Reader(made, None, chosen, 7, pause=0)
+        found = [np.concatenate([p.wav for p in speaker.read(" ".join(texts))]) for _ in range(2)]
+    pipeline = Pipeline(FakeEngine(), Tokenizer(TOKENIZER))
+    clips = [
+        pipeline.synthesize(text, drawn, chosen, 7 + number).wavs[0] for number, text in enumerate(texts)
+    ]
+    for wav in found:
+        assert np.abs(wav - np.concatenate(clips)).max() < 1e-5
+    np.testing.assert_array_equal(clips[0], pipeline.synthesize(texts[0], None, chosen, 7).wavs[0])
+
+
+def test_halves_that_are_all_in_brackets_are_passed_over() -> None:
+    fits = lambda text: -(-len(text) // 40)  # noqa: E731
+    text = f"[{'so very sad ' * 8}] please feed me. [Thanks.] ! One."
+    assert [s.text for s in sentences_said(text, fits, brackets=True)] == [
+        "[so very sad ] please feed me.", "[Thanks.] ! One.",
+    ]  # fmt: skip
 
 
 def test_a_text_can_be_one_clip() -> None:
@@ -252,11 +281,68 @@ def test_whoever_is_slow_makes_no_bad_pace() -> None:
         slow = reader(made, chunks=Chunks(1, 1))
         for _ in slow.read("The boat came in. Who was on it?"):
             time.sleep(0.05)
-        assert slow.pace.spent < 1 and slow.pace.idle > 0.5 and slow.pace.gap < 0.2
+        assert 0 < slow.pace.spent < 1 and slow.pace.idle > 0.5 and slow.pace.gap < 0.2
         done = reader(made, decoder="diffusion", diffusion_iterations=2)
         for _ in done.read("The boat came in. Who was on it? Nobody knew."):
             time.sleep(0.4)
-        assert done.pace.spent < 0.4 and done.pace.gap < 0.2
+        assert 0 < done.pace.spent < 0.4 and done.pace.gap < 0.2
+
+
+def test_the_pace_of_sentences_that_overlap() -> None:
+    """Two sentences wait for the same listener: that is idle once. One that is worked on while the other waits is not idle."""
+    with scheduler(FakeEngine()) as made:
+        reading = reader(made)
+        reading._began = reading._told = 0.0
+        said = [
+            _Said(number, Sentence(""), StreamHandle(number, lambda: None, lambda: None))
+            for number in range(2)
+        ]
+        for one, began, rests, ended in zip(
+            said, (0.0, 2.0), ([(1.0, 4.0)], [(3.0, 5.0)]), (6.0, 9.0), strict=True
+        ):
+            one.handle.began, one.handle.rests, one.handle.ended = began, rests, ended
+        reading._tell(1.0, 1.0, said[0], None)
+        reading._tell(5.5, 1.0, *said)  # from 1 to 2 the first rests alone, from 3 to 4 both do
+        assert reading.pace.idle == pytest.approx(2.0) and reading.pace.spent == pytest.approx(3.5)
+        assert reading.pace.gap == pytest.approx(1.5)  # all was heard at 2, work went on at 4
+
+
+def test_a_sentence_that_goes_on_is_taken_by_a_full_queue() -> None:
+    with scheduler(FakeEngine(), queue=1) as made:
+        assert {piece.sentence for piece in reader(made).read("The boat came in. Who was on it?")} == {0, 1}
+
+
+def test_the_next_sentence_is_as_urgent_once_the_first_is_heard() -> None:
+    engine, asked = Counting(), []
+    with scheduler(engine) as made:
+        raised, policy = threading.Event(), made.policy
+
+        def prioritize(request: int, priority: Priority) -> None:
+            asked.append((request, priority))
+            raised.set()
+
+        policy.prioritize = prioritize  # type: ignore[method-assign]
+        engine.before = lambda graph, rows: time.sleep(0.003 if graph == "diffusion_denoise" else 0)
+        pieces = reader(made, decoder="diffusion", diffusion_iterations=20).read(STORY)
+        next(pieces)
+        assert raised.wait(WAIT) and asked[0] == (1, Priority.STREAM)
+        pieces.close()
+
+
+def test_nothing_is_left_where_a_reading_cannot_begin() -> None:
+    def endless() -> Iterator[str]:
+        while True:
+            yield "One more sentence. "
+
+    made = scheduler(FakeEngine())
+    reading = reader(made)
+    made.close()
+    with pytest.raises(RequestError, match="closed"):
+        next(reading.read(endless()))
+    until = time.monotonic() + 10
+    while any(thread.name == "text" for thread in threading.enumerate()) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(thread.name == "text" for thread in threading.enumerate())
 
 
 def test_pieces_have_sizes_only_where_there_are_pieces() -> None:
@@ -281,7 +367,7 @@ def test_a_sentence_begins_with_as_much_as_the_sound_in_hand_allows() -> None:
         for seconds, in_hand, codes in (
             (0.0, 9.0, 8),
             (quick, 9.0, 60),
-            (quick, 0.5, 15),
+            (quick, 0.5, 12),
             (quick, 0.0, 8),
             (slow, 9.0, 8),
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import re
 
@@ -16,7 +17,19 @@ from tortoise_rt import Pipeline, TextToSpeech, make_settings
 from tortoise_rt.alignment import Word, align, hear
 from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.errors import EngineError, SettingsError, TextError
-from tortoise_rt.redaction import Part, Prompt, check, cut, halves, parse, parts, whole_brackets
+from tortoise_rt.reading import sentences_said
+from tortoise_rt.redaction import (
+    MOST_JOINED,
+    Part,
+    Prompt,
+    all_in_brackets,
+    check,
+    cut,
+    halves,
+    parse,
+    parts,
+    whole_brackets,
+)
 from tortoise_rt.sentences import Sentence
 from tortoise_rt.spec import GRAPHS, SAMPLE_RATE
 from tortoise_rt.text import clean_english
@@ -63,6 +76,8 @@ def test_brackets_hold_sentences_together() -> None:
     assert joined("One.", "[Two.]") == ["One.", "[Two.]"]
     assert joined("a ] b.", "c.") == ["a ] b.", "c."]
     assert len(joined("[open", *["word" * 20] * 60)) > 1  # for ever is too long
+    many = joined(*["[I am sad.", "Really.]"] * 200, "Please.")  # much in brackets, each of which is short
+    assert all(one.count("[") == one.count("]") for one in many) and max(map(len, many)) < 2 * MOST_JOINED
     assert halves("[one two three] four", 8) == ("[one two]", "[three] four")
     assert halves("[one] two three", 9) == ("[one] two", "three")
 
@@ -196,6 +211,23 @@ def test_what_must_be_complete_is_not_streamed() -> None:
         pipeline.synthesize([5, 6], None, make_settings(check=True, num_autoregressive_samples=1), 1)
 
 
+OUTSIDE = st.text(st.characters(codec="utf-8", exclude_characters="[]"), max_size=12) | st.sampled_from(
+    ["I am so sad, ", "Please feed me. ", "un", "Mr. 5 ", "at 10:05, ", "$3.5M", "12 Elm Dr. ", "\n\n", "\x00\x07", "... ",
+     "\u200b", "漢字 ", "é", "1,2,3", "!?", '"', "'", "5 ft. "]
+)  # fmt: skip
+
+
+def bracketed(pieces: list[str], times: int) -> str:
+    """The pieces so many times, 5,000 characters at most, the last bracket with its partner."""
+    text = "".join(pieces * times)[:5000]
+    return text if text.count("[") == text.count("]") else text.rpartition("[")[0]
+
+
+PROMPTS = st.builds(
+    bracketed,
+    st.lists(OUTSIDE | OUTSIDE.map(lambda text: f"[{text}]"), max_size=12),
+    st.sampled_from([1, 1, 1, 1, 1, 5, 40]),
+)
 BRACKETED = st.text(
     st.sampled_from("abcde [].,!0123456789 é漢\x00\n'\"$£") | st.characters(codec="utf-8"), max_size=400
 )
@@ -219,6 +251,28 @@ def test_no_text_breaks_the_cutting_and_no_letter_outside_is_lost(text: str) -> 
         assert [w.text for w in words] == [
             w.text for w, i in zip(prompt.words, prompt.inside, strict=True) if not i
         ]
+
+
+@settings(max_examples=2000, deadline=None)
+@given(PROMPTS)
+def test_no_letter_or_digit_outside_brackets_is_lost(text: str) -> None:
+    """Through cleaning, cutting into sentences, and cutting out of the sound."""
+    clean = functools.lru_cache(None)(clean_english)  # of pieces that come many times
+    found = parts(text)
+    cleaned = [clean(part.text) for part in found]
+    outside = "".join(c for c, part in zip(cleaned, found, strict=True) if not part.inside)
+    if not all_in_brackets(text):
+        prompt = parse(text, clean)
+        assert alnum("".join(w.text for w in prompt.words)) == alnum("".join(cleaned))
+        heard = [w.text for w, inside in zip(prompt.words, prompt.inside, strict=True) if not inside]
+        assert alnum("".join(heard)) == alnum(outside)
+        _, left = cut(np.zeros(SAMPLE_RATE, np.float32), align(heard_as("ab cd  "), prompt.words), prompt)
+        assert [word.text for word in left] in (heard, [word.text for word in prompt.words])
+    fits = lambda piece: -(-len(piece.strip()) // 150)  # noqa: E731
+    said = [part for sentence in sentences_said(text, fits, brackets=True) for part in parts(sentence.text)]
+    assert alnum("".join(p.text for p in said if not p.inside)) == alnum(
+        "".join(p.text for p in found if not p.inside)
+    )
 
 
 def alnum(text: str) -> str:

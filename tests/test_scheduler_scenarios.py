@@ -266,7 +266,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, engine: Faulty) -> None:
 
     wrap(loop, "run_together", lambda engine, turns: {turn.request for turn in turns})
     wrap(loop.Loop, "_begin", lambda self, number, *_: {number})
-    wrap(rows.Rows, "step", lambda self: {sample.request for sample in self.samples})
+    wrap(rows.Rows, "step", lambda self, *_: {sample.request for sample in self.samples})
 
     def move(self: rows.Rows) -> list[tuple[rows.Sample, BaseException]]:
         before, slots = len(engine.touched), [sample for sample in self._slots if sample is not None]

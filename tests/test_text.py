@@ -175,7 +175,7 @@ TEXTS = st.builds(
 
 _GROUP = re.compile(r"[a-z]+|[0-9](?:[0-9.,:]*[0-9])?")
 _NUMBER_WORD = re.compile(
-    r"zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twel|twent|thir|fif|fort|hundred|thousand|first|second"
+    r"zero|one|two|three|four|five|six|seven|eight|nin|ten|eleven|twel|twent|thir|fif|fort|hundred|thousand|first|second"
 )
 #: written otherwise than said: titles, Roman numerals; the rest of what stands right behind a number is not looked at
 _SAID_OTHERWISE = re.compile(

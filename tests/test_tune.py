@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 
 from tortoise_rt import Pipeline, make_settings, open_engine
 from tortoise_rt.backends.fake import FakeEngine
+from tortoise_rt.bench import precision_errors
 from tortoise_rt.bundle import read_bundle
 from tortoise_rt.engine import Array, Engine, ProxyEngine
 from tortoise_rt.export import tune
@@ -62,6 +63,9 @@ def test_what_was_chosen_is_what_runs(bundle: tuple[Path, str]) -> None:
     folder, _ = bundle
     assert not [path for path in folder.iterdir() if path.is_dir()]
     engine = open_engine(folder)
+    errors = {row["graph"]: row["error"] for row in precision_errors(engine)}
+    assert errors.keys() == {graph for graph, form in engine.info.precision.items() if form != "fp32"}
+    assert all(error > 0 for error in errors.values())
     result = Pipeline(engine).synthesize(
         IDS[0], None, make_settings(num_autoregressive_samples=2, max_mel_tokens=9, diffusion_iterations=3), 1
     )

@@ -133,6 +133,12 @@ def test_weights(tmp_path: Path, own_voices: Path, make_clip: Callable[..., np.n
         np.testing.assert_allclose(voice.latents.auto, np.full((1, 4), 0.75), rtol=1e-6)
     weighted = load_voice("a:2&b:1")  # with weights even clips have latents of their own
     assert weighted is not None and [(p.name, w) for p, w in weighted.parts] == [("a", 2), ("b", 1)]
+    assert weighted.made_of.startswith("a, 67 %: 1 clip of ") and "; b, 33 %: 1 clip of " in weighted.made_of
+    assert not weighted.latents and len(weighted.all_clips) == 2
+    known = load_voice("x:1e308&y:1e308")
+    assert known is not None and [share for _, share in known.shares] == [0.5, 0.5] and not known.all_clips
+    mixed = load_voice("a:1&x:1")
+    assert mixed is not None and not mixed.all_clips and mixed.made_of.endswith("x, 50 %: latents")
     alone = load_voice("a:0.2")
     assert alone is not None and alone.name == "a" and len(alone.clips) == 1
 

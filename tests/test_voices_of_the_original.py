@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from conftest import ROOT
 from record_voices import NAME, write_clips
+from test_cli import ok
 
 from tortoise_rt.audio import load_audio
 from tortoise_rt.backends import open_engine
@@ -129,6 +132,32 @@ def test_the_originals_latents_speak(tmp_path: Path, monkeypatch: pytest.MonkeyP
     own = voice_latents(engine, alone)
     np.testing.assert_allclose(wavs[2].voice.auto, 0.7 * pat.auto + 0.3 * own.auto, rtol=1e-5, atol=1e-5)
     assert wavs[3].voice.diffusion is None  # HiFi-GAN hears the other one
+
+
+def test_a_persons_recordings_by_every_command(folder: Path) -> None:
+    """By the engine that ships: blended, checked, written down, said again, read and streamed."""
+    pytest.importorskip("onnxruntime")
+    ok("voices", "add", "lj", str(shared("lj")))
+    shown = ok("say", "--explain", "Hello there.", "--voice", "lj:0.7&alto:0.3").stdout
+    assert "  lj      70 %, 2 clips of 18.7 s together\n  alto    30 %, 1 clip of " in shown
+    ok("say", "Hello there.", "--voice", "lj:0.7&alto:0.3", "--seed", "1", "--check", "--words", "w.json",
+       "--debug-state", "run", "-o", "a.wav")  # fmt: skip
+    assert [word["word"] for word in json.loads((folder / "w.json").read_text())] == ["hello", "there."]
+    ok("replay", "run", "-o", "b.wav")
+    assert (folder / "a.wav").read_bytes() == (folder / "b.wav").read_bytes()
+    (folder / "play.txt").write_text("Enter a person.\nLJ: Hello there.\n")
+    ok("read", "play.txt", "-o", "play", "--cast", "LJ=lj", "--seed", "1")
+    clips = json.loads((folder / "play" / "manifest.json").read_text())["clips"]
+    assert [clip["speaker"] for clip in clips] == ["", "LJ"]
+    ok(
+        "say", "Hello there.", "--voice", "lj", "--seed", "2", "-o", "c.wav"
+    )  # what was read: seed 1, and 1 more
+    ok("say", "Hello there.", "--voice", "lj", "--seed", "2", "--stream", "-o", "d.wav")
+    said, read, streamed = (
+        soundfile.read(path)[0] for path in ("c.wav", f"play/clips/{clips[1]['files'][0]}", "d.wav")
+    )
+    np.testing.assert_allclose(said, read, atol=1e-4)
+    np.testing.assert_allclose(said, streamed, atol=1e-4)
 
 
 def shallow_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:

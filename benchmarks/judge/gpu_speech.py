@@ -50,12 +50,12 @@ def sentences(engine: Engine, samples: int = 96, steps: int = 80) -> Iterator[Ro
         }
 
 
-def streams(engine: Engine, together: tuple[int, ...] = (1, 8, 64)) -> Iterator[Row]:
+def streams(engine: Engine, together: tuple[int, ...] = (1, 8, 64, 256)) -> Iterator[Row]:
     """Streams at once through the scheduler; the last of some rounds: one to begin, one to record."""
     settings = make_settings(decoder="hifigan", num_autoregressive_samples=1, max_mel_tokens=CODES, top_k=50)
     for count in together:
-        with Scheduler(engine, rows=count, kv_budget=64 << 30) as scheduler:
-            for _ in range(3 if count < 64 else 2):
+        with Scheduler(engine, rows=count, kv_budget=96 << 30, queue=max(64, count)) as scheduler:
+            for _ in range(3 if count < 256 else 2):
                 row = _round(scheduler, settings, count)
         yield row
 

@@ -203,11 +203,16 @@ class UnifiedVoice(nn.Module):
         ``longest``: the largest of them, where it is known; to ask a device for it takes longer than a layer.
         """
         x = self.embed(voice, text_ids, codes, code_positions)
-        places = _Places.behind(past, int(past.max()) if longest is None else longest, x.shape[1])
-        for block, layer_cache in zip(self.gpt.h, cache, strict=True):
-            x = block(x, layer_cache, places)
+        x = self.read(cache, past, x, int(past.max()) if longest is None else longest)
         latents = self.final_norm(self.gpt.ln_f(x[:, -codes.shape[1] :]))
         return self.mel_head(latents[:, -1]), latents
+
+    def read(self, cache: Tensor, past: Tensor, x: Tensor, longest: int) -> Tensor:
+        """Extends ``cache`` by x (rows, new, dim), embedded; ``longest``: of past (rows,), or more -> (rows, new, dim)."""
+        places = _Places.behind(past, longest, x.shape[1])
+        for block, layer_cache in zip(self.gpt.h, cache, strict=True):
+            x = block(x, layer_cache, places)
+        return x
 
     def hidden(self, voice: Tensor, text_ids: Tensor, codes: Tensor) -> Tensor:
         """The whole sequence at once, as in training; the judge of ``step``.
@@ -221,10 +226,7 @@ class UnifiedVoice(nn.Module):
         )
         cache = self.new_cache(rows, x.shape[1])
         past = torch.zeros(rows, dtype=torch.int64, device=codes.device)
-        places = _Places.behind(past, 0, x.shape[1])
-        for block, layer_cache in zip(self.gpt.h, cache, strict=True):
-            x = block(x, layer_cache, places)
-        return self.final_norm(self.gpt.ln_f(x))
+        return self.final_norm(self.gpt.ln_f(self.read(cache, past, x, 0)))
 
     def forward(self, voice: Tensor, text_ids: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """As ``hidden`` -> logits of the text (rows, text, text ids) and of the codes (rows, codes, mel codes)."""

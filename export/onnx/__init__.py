@@ -1,7 +1,7 @@
 """Builds every graph of ``spec.GRAPHS`` as ONNX, straight from a network's weights (no tracing).
 
-``write_graph`` is the entry point; ``BUILDERS`` names one function per graph. The graphs use ONNX Runtime's
-own operators for attention and fused norms (domain com.microsoft), each emitted in one place.
+``write_graph`` is the entry point; ``BUILDERS`` names one function per graph, ``FAMILIES`` what they may use: ONNX
+Runtime's own operators (domain com.microsoft), for the CPU, or standard ones alone, for GPUs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from tortoise_rt.spec import GRAPHS
 
 from . import aligners, autoregressive, diffusion, ranking, small, vocoders
 from .builder import GraphBuilder
+from .fused import FusedBuilder
+from .standard import StandardBuilder
 from .weights import TensorWriter
 
 #: graph -> what adds its nodes, given the builder and the network's configuration
@@ -40,6 +42,8 @@ BUILDERS: Mapping[str, Callable[[GraphBuilder, Mapping[str, Any]], None]] = {
     "wav2vec2": aligners.build_wav2vec2,
 }
 
+FAMILIES: Mapping[str, type[GraphBuilder]] = {"fused": FusedBuilder, "standard": StandardBuilder}
+
 
 def write_graph(
     graph: str,
@@ -48,11 +52,13 @@ def write_graph(
     config: Mapping[str, Any],
     folder: Path,
     precision: str = "fp32",
+    family: str = "fused",
 ) -> tuple[Path, ...]:
     """Write ``<graph>.onnx`` and, for tensors over 1 KiB, ``<graph>.data`` into ``folder``.
 
     weights: the network's state dict (official keys, weight norm folded, float32); dims: see ``spec.DIM_KEYS``;
-    config: what tensors cannot tell (see the builders); precision: one of ``export.quantize.PRECISIONS``
+    config: what tensors cannot tell (see the builders); precision: one of ``export.quantize.PRECISIONS``, or of
+    ``standard.PRECISIONS`` for that family
     -> the files written, the model first.
     Raises EngineError for an unknown graph. Weights are streamed: no second copy of them is held.
     """
@@ -60,10 +66,10 @@ def write_graph(
         raise EngineError(f'no graph is called "{graph}". {suggest(graph, BUILDERS)}')
     model_path, data_path = folder / f"{graph}.onnx", folder / f"{graph}.data"
     with TensorWriter(data_path) as writer:
-        builder = GraphBuilder(GRAPHS[graph], weights, dims, writer, precision)
+        builder = FAMILIES[family](GRAPHS[graph], weights, dims, writer, precision)
         BUILDERS[graph](builder, config)
         model_path.write_bytes(builder.finish().SerializeToString())
     return (model_path, data_path) if data_path.exists() else (model_path,)
 
 
-__all__ = ["BUILDERS", "write_graph"]
+__all__ = ["BUILDERS", "FAMILIES", "write_graph"]

@@ -11,7 +11,6 @@ import numpy as np
 from tortoise_rt.export.models.wav2vec2 import RAREST
 from tortoise_rt.spec import ALIGNER_STRIDE
 
-from .blocks import attention
 from .builder import GraphBuilder
 
 
@@ -69,7 +68,7 @@ def _layer(g: GraphBuilder, x: str, key: str, heads: int) -> str:
         for name in "qkv"
     ]
     biases = np.concatenate([g.weights[f"{own}.{name}_proj.bias"] for name in "qkv"])
-    mixed = attention(g, projected, heads, len(biases) // 3, g.tensor(f"{own}.biases", biases))
+    mixed = g.attention(projected, heads, len(biases) // 3, g.tensor(f"{own}.biases", biases))
     x = g.add(x, g.linear(mixed, f"{own}.out_proj"))
     h = g.linear(g.layer_norm(x, f"{key}.final_layer_norm"), f"{key}.feed_forward.intermediate_dense")
     return g.add(x, g.linear(g.op("Gelu", h), f"{key}.feed_forward.output_dense"))

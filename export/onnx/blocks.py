@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
-from .builder import CONTRIB, GraphBuilder
+from .builder import GraphBuilder
 
 GROUP_EPSILON = 1e-5
 BUCKETS = 32  #: rows of a relative position table, half of them for each direction
 EXACT_BUCKETS = 8  #: distances below this have a bucket of their own
 MAX_DISTANCE = 64  #: from this distance on all share the last bucket
-BLOCK = 32  #: floats copied at once when the bias is spread over (query, key) pairs
 
 
 def group_count(channels: int) -> int:
@@ -55,25 +53,6 @@ def group_norm(g: GraphBuilder, x: str, key: str, film: tuple[str, str] | None =
     return g.add(g.mul(centred, scale), offset)
 
 
-def attention(
-    g: GraphBuilder,
-    qkv: Sequence[str],
-    heads: int,
-    channels: int,
-    projection_bias: str = "",
-    position_bias: str = "",
-) -> str:
-    """Softmax attention of every position to all, scaled by 1 / sqrt(head size).
-
-    qkv: queries, keys and values, (rows, time, heads * size) each; projection_bias: (3 * heads * size,), their
-    biases; position_bias: (1, heads, time, time), added to the scores -> (rows, time, channels = heads * size).
-    """
-    g.pair_work += 2 * channels
-    return g.op(
-        "MultiHeadAttention", *qkv, projection_bias, "", position_bias, domain=CONTRIB, num_heads=heads
-    )
-
-
 def attention_block(g: GraphBuilder, x: str, key: str, heads: int) -> str:
     """Group norm, attention, projection, residual; with relative positions if the weights have a table.
 
@@ -91,7 +70,7 @@ def attention_block(g: GraphBuilder, x: str, key: str, heads: int) -> str:
     biases = bias.reshape(heads, 3, size).swapaxes(0, 1).reshape(-1)
     table = f"{key}.relative_pos_embeddings.relative_attention_bias.weight"
     position_bias = relative_bias(g, x, table, size) if table in g.weights else ""
-    mixed = attention(g, projected, heads, channels, g.tensor(f"{key}.qkv.bias", biases), position_bias)
+    mixed = g.attention(projected, heads, channels, g.tensor(f"{key}.qkv.bias", biases), position_bias)
     return g.add(x, g.linear(mixed, f"{key}.proj_out"))
 
 
@@ -111,37 +90,6 @@ def relative_buckets() -> np.ndarray:
 
 
 def relative_bias(g: GraphBuilder, x: str, key: str, head_size: int) -> str:
-    """The bias of each (query, key) pair of ``x``'s positions: (1, heads, time, time).
-
-    Row i of a head is a window of one vector of 2 * time values, shifted by one per row. The windows are
-    copied in blocks of BLOCK floats from a small table that holds every start: five times faster than a
-    Gather of single values at 870 positions.
-    """
+    """The bias of each (query, key) pair of ``x``'s positions: (1, heads, time, time)."""
     table = (g.weights[key][relative_buckets()] * np.float32(head_size**0.5)).T
-    starts, blocks, square = _window_indices(g, x)
-    windows = g.op("Gather", g.tensor(key, np.ascontiguousarray(table)), starts, axis=1)
-    pairs = g.reshape(g.op("Gather", windows, blocks, axis=1), 0, 0, -1)
-    return g.op("Unsqueeze", g.slice(pairs, 2, 0, square), g.ints(0))
-
-
-def _window_indices(g: GraphBuilder, x: str) -> tuple[str, str, str]:
-    """What the biases of all layers at one length share.
-
-    -> starts: (2 * time + BLOCK, BLOCK) table columns of each window of distances;
-    blocks: (time, ceil(time / BLOCK)) windows that make up a row; time: int64 (1,).
-    """
-    time = g.size(x, 1)
-    if (found := g.shared.get(time)) is not None:
-        return found
-    count = g.op("Squeeze", time)
-    zero, one, block = (g.scalar(n, "int64") for n in (0, 1, BLOCK))
-    within = g.tensor("within_block", np.arange(BLOCK))
-    first = g.op("Range", zero, g.op("Mul", count, g.scalar(2, "int64")), one)
-    distance = g.op("Sub", g.add(g.op("Unsqueeze", first, g.ints(1)), within), g.op("Sub", count, one))
-    limit = g.scalar(MAX_DISTANCE, "int64")
-    starts = g.add(g.op("Clip", distance, g.scalar(-MAX_DISTANCE, "int64"), limit), limit)
-    rows = g.op("Range", g.op("Sub", count, one), g.scalar(-1, "int64"), g.scalar(-1, "int64"))
-    columns = g.op("Range", zero, count, block)
-    blocks = g.add(g.op("Unsqueeze", rows, g.ints(1)), columns)
-    g.shared[time] = starts, blocks, time
-    return g.shared[time]
+    return g.spread(x, key, np.ascontiguousarray(table))

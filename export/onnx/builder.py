@@ -2,10 +2,14 @@
 
 Two layouts occur. *Token-major* is (rows, time, channels), where linear layers are matrix products;
 *channel-major* is (rows, channels, time), where convolutions are Conv nodes.
+
+Two families of graphs come from it: ``fused.FusedBuilder``, with ONNX Runtime's own operators for the CPU, and
+``standard.StandardBuilder``, with ONNX's alone. They differ in the methods that are abstract here.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -16,25 +20,30 @@ import onnx
 from onnx import helper
 
 from tortoise_rt._version import __version__
-from tortoise_rt.export import quantize
-from tortoise_rt.spec import Dims, GraphSpec, TensorSpec
+from tortoise_rt.spec import Dims, GraphSpec, TensorSpec, cache_names
 
 from .weights import TensorWriter, fits_half
 
-OPSET = 20  #: of the standard operators
-IR_VERSION = 10  #: what ONNX Runtime 1.20 reads
-CONTRIB = "com.microsoft"  #: domain of ONNX Runtime's own operators
-TINY = 1e-30  #: a row of nothing but zeros is divided by this
+ONNX_TYPES = {
+    "float32": onnx.TensorProto.FLOAT,
+    "float16": onnx.TensorProto.FLOAT16,
+    "bfloat16": onnx.TensorProto.BFLOAT16,
+    "int64": onnx.TensorProto.INT64,
+    "int32": onnx.TensorProto.INT32,
+}
 END = np.iinfo(np.int64).max  #: "to the end" in a Slice
 
 Weights = Mapping[str, np.ndarray]
 
 
-class GraphBuilder:
+class GraphBuilder(abc.ABC):
     """Collects the nodes, weights, inputs and outputs of one graph.
 
-    weights: the network's state dict, weight norm folded; read by key. precision: see ``export.quantize``.
+    weights: the network's state dict, weight norm folded; read by key. precision: one that the family has.
     """
+
+    opsets: Mapping[str, int]  #: domain -> version of its operators
+    ir_version: int
 
     def __init__(
         self, spec: GraphSpec, weights: Weights, dims: Dims, writer: TensorWriter, precision: str = "fp32"
@@ -49,7 +58,6 @@ class GraphBuilder:
         self._inputs = [self._value_info(t) for t in spec.inputs]
         self._outputs = [self._value_info(t) for t in spec.outputs]
         self._memo: dict[str, str] = {}
-        self.shared: dict[str, tuple[str, str, str]] = {}  #: what blocks keep to use again
         self.rate: int | Fraction = 1  #: steps in time for each of the input's, where layers are added
         self.work: int | Fraction = 0  #: multiply-adds of weights for each step of the input
         self.row_work = 0  #: for each row, whatever its length
@@ -58,18 +66,18 @@ class GraphBuilder:
 
     def _value_info(self, tensor: TensorSpec) -> onnx.ValueInfoProto:
         sizes = [self.dims[d] if isinstance(d, str) and "." in d else d for d in tensor.dims]
-        dtype = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
-        return helper.make_tensor_value_info(tensor.name, dtype, sizes)
+        return helper.make_tensor_value_info(tensor.name, ONNX_TYPES[tensor.dtype], sizes)
 
     def extra_input(self, tensor: TensorSpec) -> str:
         """Declare an input beyond the spec's (the key/value cache)."""
         self._inputs.append(self._value_info(tensor))
         return tensor.name
 
-    def extra_output(self, tensor: TensorSpec) -> str:
-        """Declare an output beyond the spec's (the key/value cache)."""
-        self._outputs.append(self._value_info(tensor))
-        return tensor.name
+    def extend_cache(self, shape: tuple[str | int, ...], dtype: str = "float32") -> None:
+        """Declare a past and a present, "new_...", of each key and value; bound to the same memory they are one."""
+        for name in cache_names(self.dims):
+            self.extra_input(TensorSpec(name, dtype, shape))
+            self._outputs.append(self._value_info(TensorSpec(f"new_{name}", dtype, shape)))
 
     def finish(self) -> onnx.ModelProto:
         """The model; its outputs must have been produced under the spec's names."""
@@ -78,8 +86,8 @@ class GraphBuilder:
         )
         model = helper.make_model(
             graph,
-            ir_version=IR_VERSION,
-            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
+            ir_version=self.ir_version,
+            opset_imports=[helper.make_opsetid(*opset) for opset in self.opsets.items()],
             producer_name="tortoise-rt",
             producer_version=__version__,
             doc_string=f'Graph "{self.spec.name}" of the {self.spec.network} network',
@@ -147,8 +155,7 @@ class GraphBuilder:
         typed = f"{key} {dtype}"
         if typed not in self._memo:
             scalar = self.op("Squeeze", self._memo[key])
-            to = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-            self._memo[typed] = self.op("Cast", scalar, to=to)
+            self._memo[typed] = self.op("Cast", scalar, to=ONNX_TYPES[dtype])
         return self._memo[typed]
 
     def count(self, pattern: str, first: int = 0) -> int:
@@ -191,19 +198,9 @@ class GraphBuilder:
     def mean(self, x: str, axis: int, keepdims: bool = False) -> str:
         return self.op("ReduceMean", x, self.ints(axis), keepdims=int(keepdims))
 
+    @abc.abstractmethod
     def time_mean(self, x: str, output: str | None = None) -> str:
-        """(rows, time, c) -> (rows, c), the mean over time, as a product with a row of ones.
-
-        ONNX Runtime's ReduceMean over this axis adds up in an order that depends on the number of rows and of
-        threads; a row's product does not.
-        """
-        key = f"ones {x}"
-        if key not in self._memo:
-            one = helper.make_tensor("value", onnx.TensorProto.FLOAT, [1], [1.0])
-            shape = self.concat(self.ints(1), self.size(x, 1), axis=0)
-            self._memo[key] = self.op("ConstantOfShape", shape, value=one)
-        total = self.op("Squeeze", self.op("MatMul", self._memo[key], x), self.ints(1))
-        return self.op("Div", total, self.size(x, 1, "float32"), output=output)
+        """(rows, time, c) -> (rows, c), the mean over time."""
 
     # --- layers ---
 
@@ -222,46 +219,11 @@ class GraphBuilder:
             self.row_work += matrix.size
         else:
             self.work += matrix.size * self.rate
-        if self.precision == "fp32" or not quantize.quantizable(matrix):
-            return self.op("MatMul", x, self.tensor(name, matrix), output=output)
-        if self.precision == "int8row":
-            return self._matmul_by_rows(x, name, matrix, output)
-        bits = {"int8": 8, "int4": 4}[self.precision]
-        packed, scales = quantize.quantize_blocks(matrix, bits)
-        return self.op(
-            "MatMulNBits",
-            x,
-            self.tensor(f"{name}/bytes", packed),
-            self.tensor(f"{name}/scales", scales.reshape(-1)),
-            output=output,
-            domain=CONTRIB,
-            K=len(matrix),
-            N=matrix.shape[1],
-            bits=bits,
-            block_size=quantize.BLOCK,
-            accuracy_level=quantize.INT8_ACCURACY,
-        )
+        return self._product(x, name, matrix, output)
 
-    def _matmul_by_rows(self, x: str, name: str, matrix: np.ndarray, output: str | None) -> str:
-        """The product in eight bits, each row of ``x`` divided by its largest value before and multiplied after."""
-        key = f"rows of {x}"
-        if key not in self._memo:
-            largest = self.op("ReduceMax", self.op("Abs", x), self.ints(-1), keepdims=1)
-            self._memo[key] = self.op("Max", largest, self.scalar(TINY))
-            step, zero = self.scalar(1 / quantize.LARGEST), self.scalar(128, "uint8")
-            share = self.op("Div", x, self._memo[key])
-            self._memo[f"{key}, rounded"] = self.op("QuantizeLinear", share, step, zero)
-        numbers, scales = quantize.quantize_columns(matrix)
-        product = self.op(
-            "MatMulIntegerToFloat",
-            self._memo[f"{key}, rounded"],
-            self.tensor(f"{name}/numbers", numbers),
-            self.scalar(1 / quantize.LARGEST),
-            self.tensor(f"{name}/scales", scales),
-            self.scalar(128, "uint8"),
-            domain=CONTRIB,
-        )
-        return self.op("Mul", product, self._memo[key], output=output)
+    @abc.abstractmethod
+    def _product(self, x: str, name: str, matrix: np.ndarray, output: str | None) -> str:
+        """x times a constant."""
 
     def linear(self, x: str, key: str, output: str | None = None) -> str:
         """A linear layer or 1-tap convolution, token-major; its weight is (out, in) or (out, in, 1)."""
@@ -289,22 +251,8 @@ class GraphBuilder:
     def conv_taps(self, x: str, key: str, dilation: int = 1, mode: str = "constant") -> str:
         """A convolution that keeps the length, token-major, as one matrix product."""
         weight = self.weights[f"{key}.weight"]
-        if self.precision == "int8row" and mode == "constant":
-            return self.add(self._taps_after(x, key, weight, dilation), self.param(f"{key}.bias"))
         taps = self.taps(x, weight.shape[-1], dilation, mode)
         return self.add(self.matmul(taps, f"{key}.weight", taps_matrix(weight)), self.param(f"{key}.bias"))
-
-    def _taps_after(self, x: str, key: str, weight: np.ndarray, dilation: int) -> str:
-        """The same with the products first and the frames moved after: each keeps a scale of its own, and is rounded once."""
-        outputs, inputs, count = weight.shape
-        side_by_side = weight.transpose(1, 2, 0).reshape(inputs, count * outputs)
-        product = self.matmul(x, f"{key}.weight", side_by_side)
-        reach, moved = count // 2 * dilation, []
-        for tap in range(count):
-            part = self.slice(product, 2, tap * outputs, (tap + 1) * outputs)
-            shift = reach - tap * dilation
-            moved.append(self.pad(part, 1, shift, -shift) if shift else part)
-        return self.op("Sum", *moved)
 
     def ones_beside(self, x: str) -> str:
         """(rows, time, c) -> (rows, time, c + 1): a last channel of ones, for which a matrix has the bias."""
@@ -331,11 +279,11 @@ class GraphBuilder:
         self.work += weight.size * self.rate // stride
         before = [1] if planar else []
         grouped: dict[str, Any] = {"group": groups} if groups > 1 else {}
-        return self.op(
+        return self.convolution(
             "Conv",
             x,
-            self.tensor(f"{key}.weight", weight[:, :, None] if planar else weight),
-            self.param(f"{key}.bias"),
+            key,
+            weight[:, :, None] if planar else weight,
             kernel_shape=[*before, weight.shape[-1]],
             pads=[0, padding] * 2 if planar else [padding] * 2,
             strides=[*before, stride],
@@ -343,9 +291,9 @@ class GraphBuilder:
             **grouped,
         )
 
-    def silu(self, x: str) -> str:
-        """x * sigmoid(x)"""
-        return self.op("QuickGelu", x, domain=CONTRIB, alpha=1.0)
+    def convolution(self, kind: str, x: str, key: str, weight: np.ndarray, **attributes: Any) -> str:
+        """A Conv or ConvTranspose of ``weight``, which is ``key``'s in the shape that the node takes, and its bias."""
+        return self.op(kind, x, self.tensor(f"{key}.weight", weight), self.param(f"{key}.bias"), **attributes)
 
     def layer_norm(self, x: str, key: str) -> str:
         """Layer norm over the last axis."""
@@ -357,6 +305,74 @@ class GraphBuilder:
             axis=-1,
             epsilon=1e-5,
         )
+
+    def rms_norm(self, x: str, key: str, epsilon: float) -> str:
+        """Division by the root mean square over the last axis, then a gain."""
+        mean_square = self.mean(self.mul(x, x), -1, keepdims=True)
+        root = self.op("Sqrt", self.add(mean_square, self.scalar(epsilon)))
+        return self.mul(self.op("Div", x, root), self.param(key))
+
+    # --- what ONNX Runtime has operators of its own for ---
+
+    @abc.abstractmethod
+    def silu(self, x: str) -> str:
+        """x * sigmoid(x)"""
+
+    @abc.abstractmethod
+    def gelu(self, x: str, bias: str, approximate: bool = False) -> str:
+        """Gelu of x + bias, exact or by tanh."""
+
+    @abc.abstractmethod
+    def add_norm(self, x: str, residual: str, bias: str, norm: str) -> tuple[str, str]:
+        """x + bias + residual, and its layer norm: (normed, sum)"""
+
+    @abc.abstractmethod
+    def add_rms_norm(self, x: str, residual: str, key: str, epsilon: float) -> tuple[str, str]:
+        """x + residual, and its RMS norm: (normed, sum)"""
+
+    @abc.abstractmethod
+    def rotate(self, x: str, rotation: tuple[str, str], width: int, heads: int) -> str:
+        """Turns the first ``width`` values of each head, halves against each other.
+
+        x: (rows, time, heads * size); rotation: cosines and sines, (time, width / 2) each.
+        """
+
+    def attention(
+        self, qkv: Sequence[str], heads: int, channels: int, bias: str = "", position_bias: str = ""
+    ) -> str:
+        """Softmax attention of every position to all, scaled by 1 / sqrt(head size).
+
+        qkv: queries, keys and values, (rows, time, channels) each; bias: (3 * channels,), theirs; position_bias:
+        (1, heads, time, time), added to the scores -> (rows, time, channels = heads * size).
+        """
+        self.pair_work += 2 * channels
+        return self._attention(qkv, heads, channels, bias, position_bias)
+
+    @abc.abstractmethod
+    def _attention(
+        self, qkv: Sequence[str], heads: int, channels: int, bias: str, position_bias: str
+    ) -> str: ...
+
+    @abc.abstractmethod
+    def spread(self, x: str, name: str, table: np.ndarray) -> str:
+        """The bias of each (query, key) pair of ``x``'s positions: (1, heads, time, time).
+
+        table: (heads, 2 * limit + 1), of distances key - query from -limit to limit; those beyond have the outermost.
+        """
+
+    @abc.abstractmethod
+    def begin_cache(self, positions: str, size: int) -> None:
+        """Declare the key/value cache and how much of it is filled.
+
+        positions: (rows, new, ...), what is appended; size: of a head.
+        """
+
+    @abc.abstractmethod
+    def cached_attention(self, qkv: str, layer: int, size: int, scale: float) -> str:
+        """Append to a layer's cache and attend, causally, to all that it holds.
+
+        qkv: (rows, new, 3 * heads * size) -> (rows, new, heads * size)
+        """
 
 
 def taps_matrix(weight: np.ndarray) -> np.ndarray:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .blocks import attention, attention_block
-from .builder import CONTRIB, GraphBuilder
+from .blocks import attention_block
+from .builder import ONNX_TYPES, GraphBuilder
 
 HEAD_SIZE = 64  #: of every encoder, whatever its width
 RMS_EPSILON = 1e-16  #: the reference clamps the root mean square at 1e-8
@@ -66,13 +66,15 @@ def _encoder(g: GraphBuilder, x: str, key: str, heads: int) -> str:
     """Pre-norm encoder: attention with rotary positions and gated feed-forward layers in turn, then a layer norm."""
     rotation = _rotation(g, x, g.weights[f"{key}.attn_layers.rotary_pos_emb.inv_freq"])
     layers = g.count(key + ".attn_layers.layers.{}.0.0.g")
-    h, residual = _rms_norm(g, x, f"{key}.attn_layers.layers.0.0.0.g"), x
+    h, residual = g.rms_norm(x, f"{key}.attn_layers.layers.0.0.0.g", RMS_EPSILON), x
     for index in range(layers):
         layer = f"{key}.attn_layers.layers.{index}"
         inner = _inner(g, layer)
         out = _attend(g, h, inner, heads, rotation) if index % 2 == 0 else _feed_forward(g, h, inner)
         if index + 1 < layers:
-            h, residual = _add_rms_norm(g, out, residual, f"{key}.attn_layers.layers.{index + 1}.0.0.g")
+            h, residual = g.add_rms_norm(
+                out, residual, f"{key}.attn_layers.layers.{index + 1}.0.0.g", RMS_EPSILON
+            )
         else:
             residual = g.add(out, residual)
     return g.layer_norm(residual, f"{key}.norm")
@@ -86,7 +88,9 @@ def _inner(g: GraphBuilder, layer: str) -> str:
 
 def _rotation(g: GraphBuilder, x: str, frequencies: np.ndarray) -> tuple[str, str]:
     """Cosines and sines of position * frequency: (time, len(frequencies)) each."""
-    positions = g.op("Range", g.scalar(0.0), g.size(x, 1, "float32"), g.scalar(1.0))
+    count = g.op("Squeeze", g.size(x, 1))
+    positions = g.op("Range", g.scalar(0, "int64"), count, g.scalar(1, "int64"))
+    positions = g.op("Cast", positions, to=ONNX_TYPES["float32"])
     inverse = g.tensor(f"inv_freq of {x}", frequencies.astype(np.float32))
     angles = g.mul(g.op("Unsqueeze", positions, g.ints(1)), inverse)
     return g.op("Cos", angles), g.op("Sin", angles)
@@ -94,21 +98,11 @@ def _rotation(g: GraphBuilder, x: str, frequencies: np.ndarray) -> tuple[str, st
 
 def _attend(g: GraphBuilder, h: str, key: str, heads: int, rotation: tuple[str, str]) -> str:
     """Attention whose queries, keys and values are all rotated in the first dimensions of each head."""
-    rotated = []
-    for name in ("to_q", "to_k", "to_v"):
-        projected = g.linear(h, f"{key}.{name}")
-        rotated.append(
-            g.op(
-                "RotaryEmbedding",
-                *(projected, g.ints(0), *rotation),
-                domain=CONTRIB,
-                num_heads=heads,
-                rotary_embedding_dim=2
-                * len(g.weights[f"{key.split('.layers.')[0]}.rotary_pos_emb.inv_freq"]),
-            )
-        )
+    width = 2 * len(g.weights[f"{key.split('.layers.')[0]}.rotary_pos_emb.inv_freq"])
+    projected = [g.linear(h, f"{key}.{name}") for name in ("to_q", "to_k", "to_v")]
+    rotated = [g.rotate(x, rotation, width, heads) for x in projected]
     channels = len(g.weights[f"{key}.to_q.weight"])
-    return g.linear(attention(g, rotated, heads, channels), f"{key}.to_out")
+    return g.linear(g.attention(rotated, heads, channels), f"{key}.to_out")
 
 
 def _feed_forward(g: GraphBuilder, h: str, key: str) -> str:
@@ -119,24 +113,5 @@ def _feed_forward(g: GraphBuilder, h: str, key: str) -> str:
     value = g.matmul(h, f"{key}.value.weight", value_weight.T)
     value = g.add(value, g.tensor(f"{key}.value.bias", value_bias))
     gate = g.matmul(h, f"{key}.gate.weight", gate_weight.T)
-    gate = g.op("BiasGelu", gate, g.tensor(f"{key}.gate.bias", gate_bias), domain=CONTRIB)
+    gate = g.gelu(gate, g.tensor(f"{key}.gate.bias", gate_bias))
     return g.linear(g.mul(value, gate), f"{key}.net.3")
-
-
-def _rms_norm(g: GraphBuilder, x: str, key: str) -> str:
-    mean_square = g.mean(g.mul(x, x), -1, keepdims=True)
-    root = g.op("Sqrt", g.add(mean_square, g.scalar(RMS_EPSILON)))
-    return g.mul(g.op("Div", x, root), g.param(key))
-
-
-def _add_rms_norm(g: GraphBuilder, x: str, residual: str, key: str) -> tuple[str, str]:
-    """x + residual, and its RMS norm: (normed, sum)"""
-    normed, total = f"{key}/normed", f"{key}/sum"
-    g.node(
-        "SkipSimplifiedLayerNormalization",
-        *(x, residual, g.param(key)),
-        outputs=[normed, "", "", total],
-        domain=CONTRIB,
-        epsilon=RMS_EPSILON,
-    )
-    return normed, total

@@ -215,9 +215,9 @@ def _upsample(g: GraphBuilder, x: str, key: str, factor: int) -> str:
     weight = g.weights[f"{key}.weight"]
     padding = (weight.shape[-1] - factor) // 2
     g.work += weight.size * g.rate
-    return g.op(
+    return g.convolution(
         "ConvTranspose",
-        *(x, g.tensor(f"{key}.weight", weight[:, :, None]), g.param(f"{key}.bias")),
+        *(x, key, weight[:, :, None]),
         kernel_shape=[1, weight.shape[-1]],
         strides=[1, factor],
         pads=[0, padding, 0, padding],

@@ -36,11 +36,14 @@ class TensorWriter:
         if empty or kind is not None:
             self.path.unlink()
 
-    def tensor(self, name: str, array: np.ndarray) -> TensorProto:
-        """An ONNX tensor that holds ``array`` (small) or points at where it was written (large)."""
-        proto = TensorProto(
-            name=name, dims=array.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-        )
+    def tensor(self, name: str, array: np.ndarray, data_type: int | None = None) -> TensorProto:
+        """An ONNX tensor that holds ``array`` (small) or points at where it was written (large).
+
+        ``data_type`` is what its bits stand for, where NumPy has no such type.
+        """
+        if data_type is None:
+            data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        proto = TensorProto(name=name, dims=array.shape, data_type=data_type)
         little_endian = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
         if array.nbytes <= INLINE_BYTES:
             proto.raw_data = little_endian.tobytes()
@@ -56,6 +59,12 @@ class TensorWriter:
         ):
             proto.external_data.add(key=key, value=value)
         return proto
+
+
+def as_bfloat16(array: np.ndarray) -> np.ndarray:
+    """The bits of finite float32 numbers rounded to bfloat16, to the nearest and to even: uint16."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def fits_half(array: np.ndarray) -> bool:

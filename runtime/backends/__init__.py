@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..engine import Engine
 from ..errors import BundleError, EngineError, MissingDependency, suggest
 
-BACKENDS = ("auto", "onnx", "torch", "fake")
+if TYPE_CHECKING:
+    from ..bundle import Bundle
+
+BACKENDS = ("auto", "onnx", "tensorrt", "torch", "fake")
 log = logging.getLogger("tortoise_rt")
 
 
@@ -17,7 +21,7 @@ def open_engine(
 ) -> Engine:
     """An engine from a bundle, or from a folder of checkpoints (torch). None means the demo bundle that ships.
 
-    ``backend`` "auto" takes onnx for a bundle and torch for checkpoints. A bundle with ``backend="torch"`` runs
+    ``backend`` "auto" takes a bundle's own and torch for checkpoints. A bundle with ``backend="torch"`` runs
     the checkpoints that its manifest names. ``precision`` is torch's: "fp32" by default, "fp16" or "bf16"; a bundle has
     that of its export. What is named here is used or refused, never replaced.
     """
@@ -38,16 +42,14 @@ def open_engine(
             f"no engine at {folder}: it must be a bundle (tortoise-rt export) or a folder of checkpoints{hint}"
         )
     is_bundle = (folder / bundles.MANIFEST).is_file()
-    if backend == "onnx" or (backend == "auto" and is_bundle):
+    if backend in ("onnx", "tensorrt") or (backend == "auto" and is_bundle):
         if not is_bundle:
             raise BundleError(
                 f"{folder} is not an engine bundle (no {bundles.MANIFEST}). "
                 f"Make one: tortoise-rt export --checkpoints {folder} -o BUNDLE"
             )
         _refuse(precision)
-        from .onnx import open_bundle
-
-        engine: Engine = open_bundle(bundles.read_bundle(folder), device)
+        engine: Engine = _open_bundle(bundles.read_bundle(folder), backend, device)
     else:
         source = bundles.read_bundle(folder, verify=False).source_folder if is_bundle else folder
         try:
@@ -62,6 +64,17 @@ def open_engine(
         engine = TorchEngine(source, device, precision or "fp32")
     log.info("engine: %s on %s from %s", engine.info.backend, engine.info.device, engine.info.source)
     return engine
+
+
+def _open_bundle(bundle: Bundle, backend: str, device: str) -> Engine:
+    """An engine of the backend that a bundle was exported for, or the one that is named, which may refuse it."""
+    if (bundle.manifest["target"]["backend"] if backend == "auto" else backend) == "tensorrt":
+        from . import tensorrt
+
+        return tensorrt.open_bundle(bundle, device)
+    from . import onnx
+
+    return onnx.open_bundle(bundle, device)
 
 
 def _refuse(precision: str | None) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,9 +15,13 @@ from tortoise_rt.export.models.autoregressive import UnifiedVoice
 
 from ..engine import Array, KVCache
 from ..kernels.decode_attention import STATE, cache_state, decode_attention
+from ..kernels.draw_codes import FEW, SETTINGS, draw_codes, settings_row
 from ..kernels.rows_linear import WIDEST_NORM, rows_linear
+from ..sampling import NOTHING, Drawing
 
-MOST_GRAPHS = 16  #: kept, each for a number of rows
+DRAWS_AHEAD = 8  #: codes that are drawn before the host is asked
+STEPS = 5  #: numbers of a row: positions held, code, its position, codes drawn, and to be drawn
+MOST_GRAPHS = 32  #: kept, each for a number of rows, with drawing or without
 MOST_FUSED = (
     16  #: rows that the fused kernels take; at 32 they were 7 % faster than the library, not tried beyond
 )
@@ -25,46 +31,66 @@ class Decoder:
     """Steps of one code per row. The weights' order in memory is changed; the module goes on working.
 
     A graph is captured once for each number of rows and serves every cache: where its rows lie, and how long they are,
-    is data. Not for several threads at a time.
+    is data. Not for several threads at a time. ``start`` and ``stop``: codes that drawing heeds.
     """
 
-    def __init__(self, model: UnifiedVoice, stream: torch.cuda.Stream) -> None:
-        self._model, self._stream = model, stream
-        self._steps: OrderedDict[int, tuple[Step, torch.cuda.CUDAGraph]] = OrderedDict()
+    def __init__(self, model: UnifiedVoice, stream: torch.cuda.Stream, start: int, stop: int) -> None:
+        self._model, self._stream, self._ends = model, stream, (start, stop)
+        self._steps: OrderedDict[tuple[int, bool], tuple[Any, torch.cuda.CUDAGraph]] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
         lay_out(model)
 
     @staticmethod
-    def suits(model: UnifiedVoice) -> bool:
-        """Whether the kernels can do the network's dimensions."""
-        return model.final_norm.weight.shape[0] <= WIDEST_NORM
+    def suits(dim: int) -> bool:
+        """Whether the kernels can do a network of so many channels."""
+        return dim <= WIDEST_NORM
 
     def step(self, cache: KVCache, codes: Array, positions: Array) -> tuple[Array, Array]:
         """codes, positions: (rows, 1) int64 -> logits (rows, vocabulary), latents (rows, 1, dim) float32."""
-        step, graph = self._captured(_padded(cache.rows), cache.state)
+        step, graph = self._captured(_padded(cache.rows), cache.state, draws=False)
         step.write(cache, codes, positions)
         graph.replay()
-        out = torch.empty((cache.rows, step.out.shape[1]), pin_memory=True)
-        out.copy_(step.out[: cache.rows], non_blocking=True)
-        self._stream.synchronize()
-        vocabulary = self._model.mel_head.weight.shape[0]
-        found = out.numpy()
+        (found,) = self._fetch(step.out[: cache.rows])
         # Logits are dropped soon; a latent may be kept, and would keep all of it.
-        return found[:, :vocabulary], found[:, None, vocabulary:].copy()
+        return found[:, : step.vocabulary], found[:, None, step.vocabulary :].copy()
 
-    def _captured(self, rows: int, like: torch.Tensor) -> tuple[Step, torch.cuda.CUDAGraph]:
-        if rows not in self._steps:
+    def draw(
+        self, cache: KVCache, codes: Array, positions: Array, drawings: Sequence[Drawing | None]
+    ) -> tuple[Array, Array]:
+        """As ``Engine.ar_draw``: steps follow each other without the host."""
+        step, graph = self._captured(_padded(cache.rows), cache.state, draws=True)
+        step.write(cache, codes, positions, drawings)
+        count = min(DRAWS_AHEAD, max(len(drawing.uniforms) for drawing in drawings if drawing is not None))
+        for _ in range(count):
+            graph.replay()
+        drawn, latents = self._fetch(step.drawn[: cache.rows, :count], step.latents[: cache.rows, :count])
+        return drawn, latents
+
+    def _fetch(self, *tensors: Tensor) -> list[Array]:
+        """What the host waits for."""
+        held = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+        for to, tensor in zip(held, tensors, strict=True):
+            to.copy_(tensor.contiguous(), non_blocking=True)
+        self._stream.synchronize()
+        return [tensor.numpy() for tensor in held]
+
+    def _captured(self, rows: int, like: Tensor, draws: bool) -> tuple[Any, torch.cuda.CUDAGraph]:
+        key = rows, draws
+        if key not in self._steps:
             if len(self._steps) == MOST_GRAPHS:
                 self._steps.popitem(last=False)
-            step, graph = Step(self._model, rows, like), torch.cuda.CUDAGraph()
+            step = (
+                DrawingStep(self._model, rows, like, *self._ends) if draws else Step(self._model, rows, like)
+            )
+            graph = torch.cuda.CUDAGraph()
             step.run()  # compiles the kernels; no row is live yet
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
             ):
                 step.run()
-            self._steps[rows] = step, graph
-        self._steps.move_to_end(rows)
-        return self._steps[rows]
+            self._steps[key] = step, graph
+        self._steps.move_to_end(key)
+        return self._steps[key]
 
 
 @torch.inference_mode(False)
@@ -84,35 +110,36 @@ def _padded(rows: int) -> int:
 class Step:
     """A step of so many rows in buffers of its own; ``like``: a tensor of the caches' device and type."""
 
-    def __init__(self, model: UnifiedVoice, rows: int, like: torch.Tensor) -> None:
+    def __init__(self, model: UnifiedVoice, rows: int, like: Tensor) -> None:
         self._model, self._rows = model, rows
         device, dtype = like.device, like.dtype
         self._anchor = torch.empty(1, device=device, dtype=dtype)
         dim = model.final_norm.weight.shape[0]
-        vocabulary = model.mel_head.weight.shape[0]
-        self._given = torch.zeros(STATE + 3 * rows, dtype=torch.int64, pin_memory=like.is_cuda)
+        self.vocabulary = model.mel_head.weight.shape[0]
+        self._given = torch.zeros(STATE + STEPS * rows, dtype=torch.int64, pin_memory=like.is_cuda)
         self._given[STATE : STATE + rows] = -1
         self._taken = self._given.to(device)
-        self.out = torch.zeros((rows, vocabulary + dim), device=device)  #: logits, then latents
+        self._steps = self._taken[STATE:].reshape(STEPS, rows)
+        self.out = torch.zeros((rows, self.vocabulary + dim), device=device)  #: logits, then latents
         self._norms = [
             (norm.weight.float(), norm.bias.float()) for norm in (model.gpt.ln_f, model.final_norm)
         ]
 
-    def write(self, cache: KVCache, codes: Array, positions: Array) -> None:
-        """Send what the next run works on: the last one must be done."""
-        given, rows = self._given.numpy(), self._rows
+    def write(self, cache: KVCache, codes: Array, positions: Array, most: Array | None = None) -> None:
+        """Send what the next run works on: the last one must be done. ``most``: codes that a row draws, 0: not live."""
+        given = self._given.numpy()
         given[:STATE] = cache_state(cache.state, self._anchor)
-        for part, values in enumerate((cache.lengths, codes[:, 0], positions[:, 0])):
-            place = STATE + part * rows
-            given[place : place + len(values)] = values
-            given[place + len(values) : place + rows] = -1 if part == 0 else 0
+        steps = given[STATE:].reshape(STEPS, self._rows)
+        steps[:], steps[0] = 0, -1
+        steps[0, : cache.rows] = cache.lengths if most is None else np.where(most > 0, cache.lengths, -1)
+        steps[1, : cache.rows], steps[2, : cache.rows] = codes[:, 0], positions[:, 0]
+        steps[4, : cache.rows] = 0 if most is None else most
         self._taken.copy_(self._given, non_blocking=True)
 
     def run(self) -> None:
         """The step, as it is captured."""
         model, rows = self._model, self._rows
-        state = self._taken[:STATE]
-        lengths, codes, positions = self._taken[STATE:].reshape(3, rows)
+        state, (lengths, codes, positions, _, _) = self._taken[:STATE], self._steps
         x = model.mel_embedding(codes) + model.mel_pos_embedding.emb(positions)
         linear = _library if rows > MOST_FUSED else _fused
         x = x if rows > MOST_FUSED else x.float()
@@ -127,9 +154,57 @@ class Step:
         latents = x.float()
         for weight, bias in self._norms:
             latents = F.layer_norm(latents, (x.shape[1],), weight, bias)
-        vocabulary = model.mel_head.weight.shape[0]
-        self.out[:, vocabulary:] = latents
-        rows_linear(latents, model.mel_head.weight, model.mel_head.bias, self.out[:, :vocabulary])
+        self.out[:, self.vocabulary :] = latents
+        rows_linear(latents, model.mel_head.weight, model.mel_head.bias, self.out[:, : self.vocabulary])
+
+
+class DrawingStep(Step):
+    """A step that draws the next code too, and is ready to read that one."""
+
+    def __init__(self, model: UnifiedVoice, rows: int, like: Tensor, start: int, stop: int) -> None:
+        super().__init__(model, rows, like)
+        self._ends, device, pinned = (start, stop), like.device, like.is_cuda
+        self._numbers = torch.zeros((rows, SETTINGS + DRAWS_AHEAD), dtype=torch.float64, pin_memory=pinned)
+        self._seen = torch.zeros((rows, self.vocabulary), dtype=torch.uint8, pin_memory=pinned)
+        self._numbers_there, self._seen_there = self._numbers.to(device), self._seen.to(device)
+        dim = self.out.shape[1] - self.vocabulary
+        few = torch.empty((rows, FEW), device=device)
+        self._scratch = torch.empty(rows, device=device, dtype=torch.int32), few, few.int()
+        self.drawn = torch.empty((rows, DRAWS_AHEAD), device=device, dtype=torch.int64)
+        self.latents = torch.zeros((rows, DRAWS_AHEAD, dim), device=device)
+        self._count = torch.zeros(1, device=device, dtype=torch.int64)  # of steps since the last write
+
+    def write(  # type: ignore[override]
+        self, cache: KVCache, codes: Array, positions: Array, drawings: Sequence[Drawing | None]
+    ) -> None:
+        numbers, seen = self._numbers.numpy(), self._seen.numpy()
+        most = np.zeros(cache.rows, np.int64)
+        for row, drawing in enumerate(drawings):
+            if drawing is not None:
+                uniforms = drawing.uniforms[:DRAWS_AHEAD]
+                most[row] = len(uniforms)
+                numbers[row, :SETTINGS] = settings_row(drawing.settings)
+                numbers[row, SETTINGS : SETTINGS + len(uniforms)] = uniforms
+                seen[row] = drawing.seen
+        super().write(cache, codes, positions, most)
+        self._numbers_there.copy_(self._numbers, non_blocking=True)
+        self._seen_there.copy_(self._seen, non_blocking=True)
+        self.drawn.fill_(NOTHING)
+        self._count.zero_()
+
+    def run(self) -> None:
+        super().run()
+        self.latents.index_copy_(1, self._count, self.out[:, None, self.vocabulary :])
+        self._count += 1
+        draw_codes(
+            self.out,
+            self._seen_there,
+            self._numbers_there,
+            self._steps,
+            self.drawn,
+            self._scratch,
+            *self._ends,
+        )
 
 
 def _fused(x: Tensor, layer: Any, norm: Any = None, gelu: bool = False, add: Tensor | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tortoise_rt.export.models.diffusion import DiffusionTts
 from tortoise_rt.export.models.layers import MAX_DISTANCE, relative_buckets
 
+from ..kernels.denoising_update import denoising_update
 from ..kernels.group_norm import group_norm
 from ..kernels.relative_attention import relative_attention
 
@@ -51,6 +52,16 @@ class ChannelsLast:
             h = self._layer(layer, h, time)
         h = _product(model.out[2], _norm(model.out[0], h, taps=3, silu=True))
         return h.transpose(1, 2).contiguous()
+
+    def step(
+        self, x: Tensor, last: Tensor, condition: Tensor, timestep: Tensor, numbers: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A step of the loop, see ``denoising_update``; condition: (1 or 2, frames, dim) -> x, last."""
+        rows = condition.shape[0]
+        out = self.denoise(x.to(condition.dtype).expand(rows, -1, -1), condition, timestep.expand(rows))
+        x, last = x.clone(), last.clone()
+        denoising_update(x, last, out, noise, numbers)
+        return x, last
 
     def _layer(self, layer: Any, x: Tensor, time: Tensor) -> Tensor:
         if not hasattr(layer, "attn"):

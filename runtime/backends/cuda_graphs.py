@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MOST_GRAPHS = 32  #: kept; the one that was not used for longest goes first
+MOST_GRAPHS = 96  #: kept; the one that was not used for longest goes first
 MOST_SEEN = 1024  #: shapes remembered that were used once
 
 

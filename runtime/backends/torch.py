@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from tortoise_rt.export.models.graphs import GRAPH_FUNCTIONS, GraphFunction
 
 from ..engine import Array, Engine, EngineInfo, KVCache
 from ..errors import EngineError, suggest
+from ..samplers import DenoisingStep
+from ..sampling import Drawing
 from ..spec import GRAPHS
 
 #: precision -> the type of weights and of what lies between layers; sums, norms and softmax are float32 in all
@@ -25,6 +27,9 @@ _NETWORKS = ("autoregressive", "clvp", "cvvp", "diffusion")
 #: precision -> networks that it is for. The others stay fp32: they are small, and a vocoder's error is heard as noise
 REDUCED = {"fp32": (), "fp16": (*_NETWORKS, "hifigan"), "bf16": _NETWORKS}
 
+DENOISES_AHEAD = (
+    20  #: steps of the diffusion loop before others have their turn, where they stay on the device
+)
 SHAPING = ("wanted",)  #: inputs that say what is computed: they stay on the CPU
 
 
@@ -76,6 +81,9 @@ class TorchEngine(Engine):
             fingerprint=self.checkpoints.fingerprint(),
             precision={g.name: precision if g.network in self._reduced else "fp32" for g in GRAPHS.values()},
         )
+
+        self.denoises_ahead = DENOISES_AHEAD if self._fast is not None and self._fast.kernels else 0
+        self.draws_ahead = 0 if self._fast is None else self._fast.draws_ahead(self.dims)
 
     def module(self, network: str) -> Any:
         """The network's module on the device, in its precision."""
@@ -130,6 +138,27 @@ class TorchEngine(Engine):
                 outputs = self._fast.run(graph, function, module, tensors)
             return self._to_host(outputs)
 
+    def _denoise(
+        self,
+        x: Array,
+        last: Array,
+        aligned: Array,
+        free: Array,
+        steps: Sequence[DenoisingStep],
+        noise: Callable[[int], Array],
+    ) -> tuple[Array, Array]:
+        with self._turn():
+            module = self.module("diffusion")
+            dtype = next(module.parameters()).dtype
+            given = [self._to_device(x), self._to_device(last)]
+            given += [self._to_device(array).to(dtype) for array in (aligned, free)]
+
+            def fresh(i: int) -> torch.Tensor:  # pinned: what is not waits until the step before is done
+                return torch.from_numpy(noise(i)).pin_memory().to(self.device, non_blocking=True)
+
+            x, last = self._to_host(self._fast.denoise(module, *given, steps, fresh))
+            return x, last
+
     def position_bytes(self) -> int:
         """Bytes of one position of a row of a cache."""
         return super().position_bytes() * self._dtype.itemsize // 4
@@ -148,9 +177,13 @@ class TorchEngine(Engine):
     def _put_rows(self, target: KVCache, places: Array, source: KVCache, rows: Array) -> None:
         with self._turn():
             filled = int(source.lengths[rows].max())
-            to = self._to_device(places)
-            target.state[:, :, to, :, :filled] = source.state[:, :, self._to_device(rows), :, :filled]
+            to, of = self._places(places), self._places(rows)
+            target.state[:, :, to, :, :filled] = source.state[:, :, of, :, :filled]
             target.state[:, :, to, :, filled:] = 0  # attention weighs it with 0, and 0 * NaN is NaN
+
+    def _places(self, rows: Array) -> Any:
+        """An index of rows: a slice for one row, which is copied faster."""
+        return slice(rows[0], rows[0] + 1) if len(rows) == 1 else self._to_device(rows)
 
     def _first_rows(self, cache: KVCache, count: int) -> torch.Tensor:
         return cache.state[:, :, :count]
@@ -160,14 +193,25 @@ class TorchEngine(Engine):
             model = self.module("autoregressive")
             codes, positions = inputs["codes"], inputs["code_positions"]
             one_code = codes.shape[1] == 1 and not inputs["voice"].shape[1] + inputs["text_ids"].shape[1]
-            if one_code and self._fast is not None and self._fast.decodes(model):
-                return self._fast.decode(cache, codes, positions)
+            if one_code and self.draws_ahead:
+                return self._fast.decoder(model, self.dims).step(cache, codes, positions)
             tensors = {name: self._to_device(array) for name, array in inputs.items()}
             tensors["voice"] = tensors["voice"].to(cache.state.dtype)
+            if self._fast is not None and cache.rows == 1:
+                reader = self._fast.reader(model, self.dims)
+                logits, latents = self._to_host(reader.read(cache, **tensors))
+                return logits, latents
             past = self._to_device(np.asarray(cache.lengths))
             logits, latents = model.step(cache.state, past, **tensors, longest=int(cache.lengths.max()))
             logits, latents = self._to_host((logits, latents))
             return logits, latents
+
+    def _ar_draw(
+        self, cache: KVCache, inputs: dict[str, Array], drawings: Sequence[Drawing | None]
+    ) -> tuple[Array, Array]:
+        with self._turn():
+            decoder = self._fast.decoder(self.module("autoregressive"), self.dims)
+            return decoder.draw(cache, inputs["codes"], inputs["code_positions"], drawings)
 
 
 def _open_fast(device: torch.device) -> Any:

@@ -11,6 +11,7 @@ import click
 from .._version import __version__
 from ..errors import TortoiseError
 from .bench import bench
+from .capi import capi
 from .detect import detect
 from .doctor import doctor
 from .export import export
@@ -65,5 +66,5 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (say, read, serve, fetch, export, verify, voices, detect, replay, bench, doctor):
+for command in (say, read, serve, fetch, export, verify, voices, detect, replay, bench, capi, doctor):
     main.add_command(command)

@@ -166,12 +166,12 @@ def check_precision(name: str | None) -> None:
     from .export import missing_build_package
 
     try:
-        from tortoise_rt.export.bundle import AUTO
-        from tortoise_rt.export.quantize import PRECISIONS
+        from tortoise_rt.export.targets import TARGETS
     except ImportError as error:
         raise missing_build_package(error, "making random weights (or name an --engine)") from error
-    if name not in (*PRECISIONS, AUTO):
-        raise SettingsError(f"no precision is called {name!r}. {suggest(name, (*PRECISIONS, AUTO))}")
+    known = TARGETS["cpu"].precisions
+    if name not in known:
+        raise SettingsError(f"no precision is called {name!r}. {suggest(name, known)}")
 
 
 def short_settings(engine: Engine) -> Any:
@@ -209,6 +209,7 @@ def measure(
             bar(f"{case.graph}, {case.what}", done, len(cases))
             found.append(bench_of.time_graph(engine, case, repeats, limits))
         show(found)
+        show(bench_of.precision_errors(engine))
     if "presets" in parts:
         found = []
         for done, preset in enumerate(presets):
@@ -278,6 +279,7 @@ def report(rows: Sequence[Row]) -> str:
     columns = {
         "graph": ("graph", "what", "precision", "error", "ms", "ms_least", "ms_most", "gflops", "share_of_arithmetic",
                   "gb_per_second", "share_of_memory"),
+        "error": ("graph", "precision", "error"),
         "synthesis": ("preset", "samples", "steps", "decoder", "audio_s", "seconds", "real_time_factor", "peak_rss_mib"),
         "stream": ("first_s", "audio_s", "seconds", "real_time_factor", "longest_gap_s"),
         "texts": ("tokens", "seconds", "audio_s", "audio_per_second"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import click
 
 from .._version import __version__
+from .doctor_gpu import explain, find_driver, find_gpus
 from .progress import table
 
 PACKAGES = (
@@ -25,8 +24,10 @@ PACKAGES = (
     "soundfile",
     "safetensors",
     "click",
+    "cuda-bindings",
+    "tensorrt-rtx",
+    "tensorrt",
 )
-_NVIDIA_QUERY = ("--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader")
 
 
 @click.command()
@@ -44,11 +45,13 @@ def doctor() -> None:
             ("Python", f"{platform.python_version()} ({sys.executable})"),
             ("platform", platform.platform()),
             ("CPU cores", str(cores)),
-            *(("GPU", gpu) for gpu in _gpus()),
+            *(("GPU", gpu) for gpu in find_gpus()),
         ],
     )
     _section("Packages", [(package, found or "not installed") for package, found in installed.items()])
-    _section("Runs on", [("onnx", _providers()), ("torch", _torch_devices())])
+    providers, devices = _providers(), _torch_devices()
+    _section("Runs on", [("onnx", providers), ("torch", devices)])
+    _section("GPU", explain(find_driver(), installed, providers, devices))
     _section(
         "Folders",
         [
@@ -76,20 +79,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
-
-
-def _gpus() -> list[str]:
-    """One line per NVIDIA GPU: name, driver, memory, compute capability."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    try:
-        answer = subprocess.run(
-            [program, *_NVIDIA_QUERY], capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        return [f"nvidia-smi fails: {error}"]
-    return answer.stdout.strip().splitlines()
 
 
 def _providers() -> str:

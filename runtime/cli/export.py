@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import EngineError, MissingDependency, OutputError, suggest
+from ..errors import MissingDependency, OutputError
 from .options import FOLDER
 from .progress import Bar, table
 
 if TYPE_CHECKING:
     from tortoise_rt.export.parity import GraphParity
 
-TARGETS = ("cpu",)
 BUILD_PACKAGES = ("torch", "onnx", "onnxruntime")
 
 
@@ -34,7 +33,12 @@ BUILD_PACKAGES = ("torch", "onnx", "onnxruntime")
     help="The model's tokenizer.json. [default: beside the checkpoints, else that of an installed tortoise-tts package]",
 )
 @click.option(
-    "--target", default="cpu", show_default=True, metavar="NAME", help="What the bundle runs on: cpu."
+    "--target",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="What the bundle runs on: cpu; cuda (ONNX Runtime on an NVIDIA GPU); tensorrt, on the GPU that it is exported "
+    "on; tensorrt-rtx, for which no GPU need be there.",
 )
 @click.option(
     "-o", "--output", type=FOLDER, metavar="DIR", help="The bundle's folder. [default: in the cache folder]"
@@ -46,7 +50,21 @@ BUILD_PACKAGES = ("torch", "onnx", "onnxruntime")
     metavar="NAME",
     help="fp32; int8 or int4: weights of the transformers in blocks of eight or four bits, smaller and faster to decode; "
     "int8row: their products in eight bits; auto: for each graph the fastest of these on this machine that stays near "
-    "fp32 on speech of the model's own. It takes minutes more, and says what it chose and why.",
+    "fp32 on speech of the model's own. It takes minutes more, and says what it chose and why. For GPUs: fp32 or fp16, "
+    "with TensorRT also bf16.",
+)
+@click.option(
+    "--compute-capability",
+    "capabilities",
+    multiple=True,
+    metavar="N.N",
+    help="tensorrt-rtx: build for GPUs of this compute capability, as 8.9; may be given again. [default: all it can]",
+)
+@click.option(
+    "--workspace",
+    type=click.IntRange(min=16),
+    metavar="MIB",
+    help="Most memory that a layer may take while TensorRT looks for the fastest way. [default: 4096]",
 )
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @click.option(
@@ -62,6 +80,8 @@ def export(
     target: str,
     output: Path | None,
     precision: str,
+    capabilities: tuple[str, ...],
+    workspace: int | None,
     force: bool,
     name: str | None,
     no_check: bool,
@@ -75,16 +95,15 @@ def export(
     tortoise-rt export --checkpoints models/ -o bundle
     tortoise-rt say --engine bundle "Hello there."
     """
-    if target not in TARGETS:
-        known = {"cuda", "tensorrt"}
-        why = "is not in this version" if target in known else "is unknown"
-        raise EngineError(f'the export target "{target}" {why}. {suggest(target, TARGETS)}')
     try:
         from tortoise_rt.export.bundle import default_output, export_bundle
         from tortoise_rt.export.parity import ExportError
+        from tortoise_rt.export.targets import find_target
+        from tortoise_rt.export.tensorrt import WORKSPACE_MIB
     except ImportError as error:
         raise missing_build_package(error, "exporting") from error
 
+    find_target(target, precision, capabilities)
     tokenizer = find_tokenizer(checkpoints, tokenizer)
     if tokenizer is None:
         click.echo(
@@ -109,7 +128,10 @@ def export(
                 force=force,
                 check=not no_check,
                 tokenizer=tokenizer,
+                target=target,
                 precision=precision,
+                compute_capabilities=capabilities,
+                workspace_mib=workspace or WORKSPACE_MIB,
                 progress=bar,
             )
     except ExportError as error:
@@ -122,6 +144,8 @@ def export(
     if tuning := bundle.manifest.get("tuning"):
         click.echo(tuning_table(tuning))
     click.echo(parity_table(report) if report else "Not compared: --no-check was given.")
+    if bundle.manifest["target"].get("library") and bundle.manifest["target"]["driver"] is None:
+        click.echo("That was before plans were built from them. On the GPU: tortoise-rt verify --engine DIR")
     click.echo(f"{bundle.folder}: {len(bundle.graphs)} graphs, {megabytes(bundle.manifest['files']):.1f} MB")
     click.echo(f'Next: tortoise-rt say --engine {bundle.folder} "Hello there."')
 

@@ -24,7 +24,7 @@ from .voices import report
 @click.option(
     "--source",
     metavar="URL",
-    help="Where the files are, a folder's https address: a mirror of your own. [default: that of the original]",
+    help="Where the files are, a folder's https address: a mirror of your own. [default: that of the original; $HF_ENDPOINT names a mirror of its hub]",
 )
 @click.option(
     "--aligner",
@@ -62,13 +62,12 @@ def fetch(
             raise FetchError('"voices" are fetched alone, and into your own voices: tortoise-rt fetch voices')
         _fetch_voices(ctx, source, quiet)
         return
-    from ..bundle import cache_folder
-    from ..fetch import SOURCE, fetch_aligner
+    from ..fetch import SOURCE, checkpoints_folder, fetch_aligner
     from ..fetch import fetch as download
 
     if aligner and files:
         raise FetchError(f"--aligner gets the aligner's files alone: leave {', '.join(files)} out")
-    folder = output or cache_folder() / "checkpoints"
+    folder = output or checkpoints_folder()
     notes: list[str] = []
     with Bar(not quiet) as bar:
 

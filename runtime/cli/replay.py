@@ -69,14 +69,14 @@ def replay(
     opened = choose_engine(engine, checkpoints, backend, device, precision)
     result = run_again(state, opened, choose_tokenizer(opened, tokenizer, basic_cleaners))
     if output is not None:
-        for path, wav in zip(clip_paths(output, len(result.wavs)), result.wavs, strict=True):
-            write_wav(path, wav, comment=f"seed {state.seed}")
+        for number, path in enumerate(clip_paths(output, len(result.wavs))):
+            write_wav(path, result.wavs[number], comment=result.made_with(number))
     found = differences(state, result)
     if as_json:
         click.echo(json.dumps({"engine": str(opened.info.source), "seed": state.seed, **found}))
     elif not quiet:
         click.echo(
-            f"{opened.info.source}: seed {state.seed}, {state.codes.shape[0]} samples; codes "
+            f"{opened.info.source}: {result.made_with()}, {state.codes.shape[0]} samples; codes "
             + ("are the same" if found["codes"] == 0 else f"differ in {found['codes']:.0f} places")
             + f", scores by at most {found['scores']:.2g}, latents by at most {found['latents']:.2g}"
         )

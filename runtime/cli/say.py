@@ -128,18 +128,21 @@ def say(
 
     from ..audio import write_wav
     from ..autoregressive import ROWS
-    from ..checking import one_voice, retried
+    from ..checking import retried
+    from ..conditioning import one_voice
     from ..config import check_number
     from ..debug_state import check_folder, save_debug_state
     from ..defaults import DEFAULT_PRESET, check_settings, default_voice, settings_for, settings_origins
     from ..explain import describe_voice
     from ..explain import explain as explain_request
+    from ..fitting import fitting
     from ..pipeline import Pipeline, check_seed
-    from ..reading import LONGEST_PAUSE, PAUSE, Reader
+    from ..reading import LONGEST_PAUSE, PAUSE, Reader, sentences_said
+    from ..reading import check as check_reading
     from ..redaction import check as check_brackets
     from ..rng import fresh_seed
     from ..scheduler import Scheduler
-    from ..sentences import Sentence, cut
+    from ..sentences import Sentence
     from ..sinks import open_sink, synthetic_comment
     from ..text import Tokenizer
     from ..tts import checked_parts, choose_engine, choose_tokenizer, chunks_of
@@ -149,8 +152,6 @@ def say(
     if debug_state is not None:
         if stream:
             raise OutputError("--debug-state needs a complete clip: leave --stream out")
-        if settings["check"] and settings.get("max_retries") != 0:
-            raise OutputError("--debug-state is of one draw: add --max-retries 0, or leave --check out")
         check_folder(debug_state)
     # Whatever can be wrong without an engine is found out before one is read, which may take minutes.
     if not no_redaction and not live:
@@ -179,6 +180,8 @@ def say(
         speaker = load_voice(voice, voice_dirs, paths=False)
     pipeline = Pipeline(opened, chosen_tokenizer)
     pipeline.check(speaker, chosen)
+    if stream:
+        check_reading(chosen)
     if not live:
         pipeline.prompt(words, chosen)
     if explain:
@@ -188,9 +191,10 @@ def say(
             for name, (value, _) in origins.items()
             if settings.get(name) != named.get(name)
         }
-        sentences = cut(words) if stream else [Sentence(words)]
+        fits = fitting(opened, chosen_tokenizer)
+        sentences = sentences_said(words, fits, chosen.redaction) if stream else [Sentence(words)]
         described = describe_voice(str(voice), speaker, "option" if voice_named else "the engine's default")
-        explained = explain_request(opened, chosen_tokenizer, sentences, described, chosen, origins, seed)
+        explained = explain_request(pipeline, sentences, described, chosen, origins, seed)
         click.echo(json.dumps(explained.as_json()) if as_json else "\n".join(explained.lines()))
         return
     if not quiet:
@@ -225,8 +229,8 @@ def say(
     seconds = time.perf_counter() - start
     if debug_state is not None:
         save_debug_state(debug_state, result, opened)
-    for path, wav in zip(paths, result.wavs, strict=True):
-        write_wav(path, wav, synthetic=not no_mark, comment=f"seed {seed}")
+    for number, path in enumerate(paths):
+        write_wav(path, result.wavs[number], synthetic=not no_mark, comment=result.made_with(number))
     if words_file is not None:
         for path, spoken in zip(clip_paths(words_file, chosen.candidates), result.words, strict=True):
             write_words(path, spoken)
@@ -309,6 +313,7 @@ def json_report(paths: list[Path], result: Result, seconds: float, load_seconds:
         {
             "files": [str(path) for path in paths],
             "seed": result.seed,
+            "tries": result.tries,
             "complete": result.complete,
             "audio_seconds": round(result.audio_seconds, 3),
             "seconds": round(seconds, 3),
@@ -326,6 +331,6 @@ def report(paths: list[Path], result: Result, seconds: float) -> str:
     stages = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in result.seconds.items())
     factor = seconds / audio if audio else float("inf")
     return (
-        f"{names}: {audio:.2f} s of audio in {seconds:.2f} s (real-time factor {factor:.2f}), seed {result.seed}\n"
+        f"{names}: {audio:.2f} s of audio in {seconds:.2f} s (real-time factor {factor:.2f}), {result.made_with()}\n"
         f"Time: {stages}"
     )

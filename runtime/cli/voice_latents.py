@@ -107,7 +107,7 @@ def _save(
             made, what = random_latents(opened, Philox(seed)), f"latents of a random voice, seed {seed}"
         else:
             made = voice_latents(opened, voice)
-            what = f"latents of {len(voice.clips)} clips" if voice.clips else f"latents of {voice.name}"
+            what = f"latents of {voice.made_of if voice.clips else voice.name}"
     made.save(output)
     click.echo(f"{output}: {what}")
     click.echo(describe_latents(made))

@@ -103,10 +103,7 @@ def describe(voice: Voice) -> str:
             peak, mean = _levels(clip)
             rows.append((str(number), f"{len(clip) / CODE_RATE:.2f}", f"{peak:.1f}", f"{mean:.1f}"))
         lines.append(table(rows))
-    whole = sum(weight for _, weight in voice.parts)
-    for part, weight in voice.parts:
-        kind = "latents" if part.latents is not None else f"{len(part.clips)} clips"
-        lines.append(f"{part.name}: {kind}, {100 * weight / whole:.0f} %")
+    lines += [f"{part.name}: {part.made_of}, {100 * share:.0f} %" for part, share in voice.shares]
     return "\n".join(lines)
 
 

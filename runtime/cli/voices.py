@@ -52,21 +52,19 @@ def _contents(path: Path) -> tuple[str, str, str]:
     """-> kind, clips, seconds of a voice, without decoding its audio."""
     import soundfile
 
-    from ..audio import AUDIO_SUFFIXES
-    from ..voice import LATENT_SUFFIXES
+    from ..errors import VoiceError
+    from ..latents import LATENT_SUFFIXES
+    from ..voice import files_in
 
-    if path.is_file():
-        return "latents", "-", "-"
-    clips: list[Path] = []
+    files: list[Path] = []
     try:
-        files = [f for f in path.iterdir() if not f.name.startswith(".")]
+        files = files_in(path)
         if any(f.suffix.lower() in LATENT_SUFFIXES for f in files):
             return "latents", "-", "-"
-        clips = [f for f in files if f.suffix.lower() in AUDIO_SUFFIXES]
-        seconds = sum(soundfile.info(str(f)).duration for f in clips)
-    except (OSError, RuntimeError):  # RuntimeError: libsndfile's
-        return "unreadable", str(len(clips)), "-"
-    return "clips" if clips else "empty", str(len(clips)), f"{seconds:.1f}"
+        seconds = sum(soundfile.info(str(f)).duration for f in files)
+    except (VoiceError, RuntimeError):  # RuntimeError: libsndfile's
+        return "unreadable", str(len(files)), "-"
+    return "clips" if files else "empty", str(len(files)), f"{seconds:.1f}"
 
 
 @voices.command()

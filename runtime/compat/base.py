@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from ..autoregressive import ROWS
-from ..bundle import cache_folder
 from ..errors import CheckpointError, SettingsError, suggest
+from ..fetch import SOURCE, checkpoints_folder
 from ..rng import fresh_seed
 from ..spec import CHECKPOINT_FILES
 from ..text import find_reference_tokenizer
@@ -17,7 +17,6 @@ from .utils.tokenizer import VoiceBpeTokenizer
 
 DEFAULT_MODELS_DIR = os.path.join(os.path.expanduser("~"), ".cache", "tortoise", "models")
 MODELS_DIR = os.environ.get("TORTOISE_MODELS_DIR", DEFAULT_MODELS_DIR)
-HUB = "https://huggingface.co/Manmay/tortoise-tts/resolve/main/"
 _SNAPSHOTS = "models--*--tortoise-tts*/snapshots/*"  # as huggingface_hub lays out its cache
 log = logging.getLogger("tortoise_rt")
 
@@ -37,7 +36,7 @@ def engine_folder(models_dir: str | Path) -> Path | None:
     folder = models_folder(models_dir)
     if str(models_dir or MODELS_DIR) != str(MODELS_DIR) or folder.is_dir():
         return folder
-    fetched = cache_folder() / "checkpoints"
+    fetched = checkpoints_folder()
     if (fetched / CHECKPOINT_FILES["autoregressive"]).is_file():
         return fetched
     log.warning(
@@ -62,7 +61,7 @@ def model_path(model_name: str, models_dir: str | Path, known: dict[str, str]) -
 
 def hub_urls(*networks: str) -> dict[str, str]:
     """File name -> where it is published, of the checkpoints of some networks."""
-    return {CHECKPOINT_FILES[network]: HUB + CHECKPOINT_FILES[network] for network in networks}
+    return {CHECKPOINT_FILES[network]: f"{SOURCE}/{CHECKPOINT_FILES[network]}" for network in networks}
 
 
 def pick_best_batch_size_for_gpu() -> int:

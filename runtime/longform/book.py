@@ -33,7 +33,18 @@ from ..voice import Voice, VoiceLatents
 from ..word_times import write_words
 from . import manifest as manifests
 from .document import Document
-from .join import Joined, Joining, Progress, Sound, check_format, gains, join, loudness, read_clip
+from .join import (
+    Joined,
+    Joining,
+    Progress,
+    Sound,
+    check_format,
+    clip_samples,
+    gains,
+    join,
+    loudness,
+    read_clip,
+)
 from .manifest import Clip, Manifest
 from .plan import LENGTH, heard, plan
 
@@ -183,7 +194,9 @@ class Book:
                     # Closed first, which ends what the threads wait for. Strict: a clip's bits depend on no other clip.
                     share or Scheduler(self._engine, self._tokenizer, rows=rows, strict=True) as scheduler,
                 ):
-                    voices = {name: self._resolved(voice, scheduler) for name, voice in self._voices.items()}
+                    voices = {
+                        name: self._resolved(name, voice, scheduler) for name, voice in self._voices.items()
+                    }
                     rest, flying = iter(missing), set[Future[None]]()
                     for done in range(total - len(missing), total):
                         while len(flying) < IN_FLIGHT and (number := next(rest, None)) is not None:
@@ -211,12 +224,12 @@ class Book:
         sounds, levels, chapter = [], [], -1
         for number, clip in enumerate(self.manifest.clips):
             path, passage = self.paths(number)[clip.take], clip.passage
-            wav = read_clip(path)
             title = self.manifest.chapters[passage.chapter] if passage.chapter != chapter else None
             chapter = passage.chapter
-            sounds.append(Sound(path, len(wav), passage.ends, passage.text, title))
-            levels.append(loudness(wav))
-            progress("measuring", number + 1, len(self.manifest.clips))
+            sounds.append(Sound(path, clip_samples(path), passage.ends, passage.text, title))
+            if joining.match_loudness:
+                levels.append(loudness(read_clip(path)))
+                progress("measuring", number + 1, len(self.manifest.clips))
         gained = gains(levels) if joining.match_loudness else [1.0] * len(sounds)
         starts = [
             n for n, sound in enumerate(sounds) if n == 0 or (joining.by_chapter and sound.title is not None)
@@ -291,11 +304,11 @@ class Book:
             raise SettingsError(f"there is no clip {number}: the clips are 0 to {len(clips) - 1}")
         return clips[number]
 
-    def _resolved(self, voice: AnyVoice, scheduler: Scheduler | Share) -> AnyVoice:
-        """The voice's latents, computed once for all clips; a random one's come from the reading's seed."""
+    def _resolved(self, speaker: str, voice: AnyVoice, scheduler: Scheduler | Share) -> AnyVoice:
+        """The voice's latents, computed once for all clips; a random one's come from a seed of the speaker's."""
         if self._settings.cvvp_amount > 0 and voice is not None:  # CVVP hears the clips
             return voice
-        rand = Philox(self.manifest.seed)
+        rand = Philox(manifests.voice_seed(self.manifest.seed, speaker))
         return scheduler.call(lambda engine: resolve(engine, voice, self._settings, rand)[0]).result()
 
     def _make(self, number: int, scheduler: Scheduler | Share, voices: Mapping[str, AnyVoice]) -> None:
@@ -308,9 +321,9 @@ class Book:
                 self._settings.max_retries,
             )
             sound = result.complete and all(report.ok for report in result.reports)
-            comment = f"seed {clip.seed}" + ("" if sound else f"; {DOUBTFUL}")
-            for path, wav in zip(self.paths(number), result.wavs, strict=True):
-                write_wav(path, wav, comment=comment)
+            for take, path in enumerate(self.paths(number)):
+                comment = result.made_with(take) + ("" if sound else f"; {DOUBTFUL}")
+                write_wav(path, result.wavs[take], comment=comment)
         except TortoiseError as error:
             raise type(error)(f"clip {number} ({passage.text[:40]!r}): {error}") from error
 

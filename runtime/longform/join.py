@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,15 +160,27 @@ def join(
 
 def read_clip(path: Path) -> Array:
     """A clip's samples; raises an OutputError where they cannot be read."""
+    with _opened(path) as file:
+        return np.asarray(file.read(dtype="float32"))
+
+
+def clip_samples(path: Path) -> int:
+    """How many samples a clip has, by its header; raises as :func:`read_clip`."""
+    with _opened(path) as file:
+        return int(file.frames)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     import soundfile
 
     try:
-        wav, rate = soundfile.read(path, dtype="float32")
-        if rate != SAMPLE_RATE or wav.ndim != 1:
-            raise RuntimeError(f"{rate} Hz, {wav.ndim} channels")
+        with soundfile.SoundFile(path) as file:
+            if (file.samplerate, file.channels) != (SAMPLE_RATE, 1):
+                raise RuntimeError(f"{file.samplerate} Hz, {file.channels} channels")
+            yield file
     except (RuntimeError, OSError) as error:
         raise OutputError(f"the clip {path} is damaged ({error}): remove it to have it made again") from None
-    return np.asarray(wav)
 
 
 def _blocks(wav: Array) -> Iterator[Any]:

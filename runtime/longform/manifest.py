@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -13,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from .._version import __version__
-from ..config import Settings
+from ..config import Settings, settings_arguments
 from ..engine import Engine
 from ..errors import OutputError
 from ..output import complete_file
-from ..rng import MAX_SEED
+from ..rng import MAX_SEED, nth_seed
 from ..text import Tokenizer
 from .document import Document
 from .plan import ENDS, Passage
@@ -51,7 +52,7 @@ class Manifest:
     seed: int  #: clip n is said with seed + n, unless it was asked for again
     voices: dict[str, str]  #: speaker ("" is the narrator) -> SHA-256 of clips or latents
     engine: dict[str, Any]  #: what decides how it sounds: fingerprint, backend, precision
-    settings: dict[str, Any]  #: by their names, flat
+    settings: dict[str, Any]  #: by the names of arguments
     tokenizer: str  #: SHA-256 of the file, and how text is cleaned
     chapters: list[str]  #: their titles
     clips: list[Clip]
@@ -73,7 +74,7 @@ class Manifest:
     @property
     def takes(self) -> int:
         """That are kept of each clip."""
-        return int(self.settings["candidates"])
+        return int(self.settings["k"])
 
     def save(self, folder: Path) -> None:
         """Write it, whole or not at all."""
@@ -147,13 +148,20 @@ def planned(
     return Manifest(
         text={"name": document.name, "sha256": hashlib.sha256(text.encode()).hexdigest()},
         seed=seed,
-        voices={n: f"random {seed}" if v is None else content_hash(v) for n, v in voices.items()},
+        voices={
+            n: f"random {voice_seed(seed, n)}" if v is None else content_hash(v) for n, v in voices.items()
+        },
         engine=engine_identity(engine),
         settings=settings_identity(settings),
         tokenizer=tokenizer_identity(tokenizer),
         chapters=[chapter.title for chapter in document.chapters],
-        clips=[Clip(passage, (seed + n) % (MAX_SEED + 1)) for n, passage in enumerate(passages)],
+        clips=[Clip(passage, nth_seed(seed, n)) for n, passage in enumerate(passages)],
     )
+
+
+def voice_seed(seed: int, speaker: str) -> int:
+    """That of a speaker's random voice: the reading's for the narrator, one of its own for each other name."""
+    return nth_seed(seed, zlib.crc32(speaker.encode()))
 
 
 def load(folder: Path) -> Manifest | None:
@@ -207,15 +215,10 @@ def engine_identity(engine: Engine) -> dict[str, Any]:
 
 
 def settings_identity(settings: Settings) -> dict[str, Any]:
-    """What of settings decides how a clip sounds, flat, by the names of their fields."""
-    flat: dict[str, Any] = {}
-    for name, value in vars(settings).items():
-        if is_dataclass(value):
-            flat |= {f"{name}.{field}": part for field, part in vars(value).items()}
-        else:
-            flat[name] = value
-    del flat["ar.batch_rows"]
-    return flat
+    """What of settings decides how a clip sounds, by the names of arguments."""
+    arguments = settings_arguments(settings)
+    del arguments["batch_rows"]
+    return arguments
 
 
 def tokenizer_identity(tokenizer: Tokenizer | None) -> str:

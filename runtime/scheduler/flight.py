@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -20,21 +21,31 @@ class Job:
 
     number: int
     handle: Handle[Any]
+    news: threading.Condition  #: of the flight's lock: what its thread sleeps on
     error: BaseException | None = None  #: why it is given up
     computes_since: float | None = None  #: when its thread last went on, unless it waits
     waits_for: Turn | Draw | None = None
     draw: Draw | None = None  #: its samples
-    blocked: float = 0.0  #: seconds that it has waited for room for its pieces
 
 
 class Flight:
-    """What the loop and the threads of requests share, under one lock. Methods take it, or say that it is held."""
+    """What the loop and the threads of requests share, under one lock. Methods take it, or say that it is held.
+
+    Each thread sleeps on a condition of its own: hundreds that woke for the news of one would hold up the loop.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.lock = threading.Condition()
+        self._lock = threading.RLock()
+        self.lock = threading.Condition(self._lock)  #: what the loop sleeps on
         self.jobs: dict[int, Job] = {}
         self.turns: list[Turn] = []  #: calls that wait
+
+    def join(self, number: int, handle: Handle[Any]) -> Job:
+        """With the lock held: a new request, whose thread is about to start."""
+        job = Job(number, handle, threading.Condition(self._lock), computes_since=time.monotonic())
+        self.jobs[number] = job
+        return job
 
     def give_up(self, number: int, error: BaseException | None = None) -> None:
         """End a request: now if it waits, else when it next asks for something."""
@@ -42,6 +53,7 @@ class Flight:
             job = self.jobs.get(number)
             if job is not None and job.error is None:
                 job.error = error or Cancelled(f"request {number} was cancelled")
+                job.news.notify_all()
                 self.lock.notify_all()
 
     def forget(self, job: Job) -> None:
@@ -82,7 +94,7 @@ class Flight:
         if job.error is None:
             job.waits_for, job.computes_since = what, None
             self.lock.notify_all()
-            self.lock.wait_for(lambda: job.waits_for is None)
+            job.news.wait_for(lambda: job.waits_for is None)
         if job.error is not None:
             raise job.error
 
@@ -91,24 +103,28 @@ class Flight:
         handle = job.handle
         assert isinstance(handle, StreamHandle)
         with self.lock:
-            job.computes_since, full = None, time.monotonic()  # it is the listener that takes time
-            self.lock.wait_for(lambda: job.error is not None or handle.has_room)
-            job.computes_since = time.monotonic()
-            job.blocked += job.computes_since - full
+            if not handle.has_room:  # it is the listener that takes time
+                job.computes_since, full = None, time.monotonic()
+                handle.rests.append((full, math.inf))
+                job.news.wait_for(lambda: job.error is not None or handle.has_room)
+                job.computes_since = time.monotonic()
+                handle.rests[-1] = full, job.computes_since
             if job.error is not None:
                 raise job.error
-        handle.put(piece, job.blocked)
+        handle.put(piece)
 
-    def notify(self) -> None:
+    def taken(self, number: int) -> None:
+        """A piece of a stream was taken: there may be room for another."""
         with self.lock:
-            self.lock.notify_all()
+            if number in self.jobs:
+                self.jobs[number].news.notify_all()
 
     def done(self, job: Job) -> None:
         """With the lock held: let the thread of a request go on, to its end where it is given up."""
         if job.waits_for is not None:
             job.waits_for = None
             job.computes_since = time.monotonic()
-            self.lock.notify_all()
+            job.news.notify_all()
 
     def waits(self, turn: Turn) -> bool:
         """With the lock held: whether the turn's request still waits for it."""

@@ -131,10 +131,17 @@ class Loop:
         if not self.rows.samples:
             return
         try:
-            self.rows.step()
+            self.rows.step(self._most_codes())
         except BaseException as error:
             touched, self.rows = self.rows.samples, None  # what the pool holds now is not known
             self._fail([sample.request for sample in touched], error)
+
+    def _most_codes(self) -> int:
+        """How many codes may be drawn before anybody is told: a stream's first sound waits for none too many."""
+        with self._flight.lock:
+            waiting = [job.draw for job in self._flight.jobs.values() if job.draw is job.waits_for]
+        missing = [draw.wanted - draw.ready for draw in waiting if draw and draw.streams and not draw.taken]
+        return max(1, min(missing, default=self._engine.draws_ahead))
 
     def _begin_samples(self) -> int:
         """Give free rows to samples that wait; -> how many. What the policy counts as free is free in the pool by then."""

@@ -101,12 +101,16 @@ class Policy:
     # --- requests ---
 
     def submit(
-        self, request: int, priority: Priority = Priority.NORMAL, deadline: float | None = None
+        self,
+        request: int,
+        priority: Priority = Priority.NORMAL,
+        deadline: float | None = None,
+        continues: bool = False,
     ) -> None:
-        """Know a new request, to be done before the time ``deadline``. Raises QueueFull."""
+        """Know a new request, to be done before the time ``deadline``. Raises QueueFull, unless it ``continues`` another."""
         if request in self._entries:
             raise ValueError(f"request {request} is known already")
-        if len(self._entries) >= self.queue:
+        if len(self._entries) >= self.queue and not continues:
             raise QueueFull(f"{self.queue} requests are in flight, as many as are taken: try again later")
         self._entries[request] = _Entry(request, int(priority), self._arrivals, deadline)
         self._arrivals += 1

@@ -33,7 +33,10 @@ class Handle(Generic[T]):
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._result: T | None = None
         self._error: BaseException | None = None
-        self.began, self.ended = time.monotonic(), math.inf  #: when, by time.monotonic
+        self.began, self.ended = time.monotonic(), math.inf  #: when, by time.monotonic, as all times here
+        self.rests: list[
+            tuple[float, float]
+        ] = []  #: when nothing could be made of it, as nobody took what there was
 
     @property
     def done(self) -> bool:
@@ -51,6 +54,11 @@ class Handle(Generic[T]):
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]
+
+    def busy(self) -> list[tuple[float, float]]:
+        """When it was worked on, or waited for its turn: from, to. The last may go on."""
+        edges = [self.began, *(edge for rest in list(self.rests) for edge in rest), self.ended]
+        return list(zip(edges[::2], edges[1::2], strict=True))
 
     def events(self) -> Iterator[Event]:
         """What has happened since the last reading and what happens on, until the request ends. For one reader."""
@@ -86,13 +94,12 @@ class StreamHandle(Handle[T]):
     is merely dropped holds its place.
     """
 
-    def __init__(self, number: int, cancel: Callable[[], None], taken: Callable[[], None]) -> None:
-        """``taken`` is called whenever a piece was taken."""
+    def __init__(self, number: int, cancel: Callable[[], None], taken: Callable[[int], None]) -> None:
+        """``taken`` is called with the number whenever a piece was taken."""
         super().__init__(number, cancel)
         self._taken = taken
-        self._pieces: deque[tuple[float, float, Any]] = deque()
-        #: of the piece that was taken last: when it was made, and for how long nothing was before, as nobody took pieces
-        self.made, self.blocked = self.began, 0.0
+        self._pieces: deque[tuple[float, Any]] = deque()  #: and when each was made
+        self.made = self.began  #: when the piece that was taken last was made
         self._news = threading.Condition()
 
     def __iter__(self) -> Iterator[Any]:
@@ -102,8 +109,8 @@ class StreamHandle(Handle[T]):
                     self._news.wait_for(lambda: self._pieces or self.done)
                     if not self._pieces:
                         break
-                    self.made, self.blocked, piece = self._pieces.popleft()
-                self._taken()
+                    self.made, piece = self._pieces.popleft()
+                self._taken(self.number)
                 yield piece
         finally:
             self.cancel()  # nothing where it has ended
@@ -113,10 +120,10 @@ class StreamHandle(Handle[T]):
     def has_room(self) -> bool:
         return len(self._pieces) < MOST_PIECES
 
-    def put(self, piece: Any, blocked: float = 0.0) -> None:
-        """One piece more, for which there must be room; ``blocked``: seconds that were spent so far on waiting for room."""
+    def put(self, piece: Any) -> None:
+        """One piece more, for which there must be room."""
         with self._news:
-            self._pieces.append((time.monotonic(), blocked, piece))
+            self._pieces.append((time.monotonic(), piece))
             self._news.notify_all()
 
     def end(self, result: T | None = None, error: BaseException | None = None) -> None:

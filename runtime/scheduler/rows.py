@@ -11,7 +11,7 @@ from ..autoregressive import FIRST_SEEN, Prompt
 from ..config import ARSettings
 from ..engine import Array, Engine
 from ..errors import EngineError
-from ..sampling import draw
+from ..sampling import NOT_FINITE, NOTHING, Drawing, draw
 
 
 @dataclass(eq=False)
@@ -23,7 +23,7 @@ class Sample:
     settings: ARSettings
     uniforms: Array  #: (limit,) float64: draw i uses element i
     keeps: bool  #: whether its latents are kept
-    logits: Array  #: (vocabulary,) float32, of the next code
+    logits: Array | None  #: (vocabulary,) float32, of the next code, unless the engine draws it
     latents: list[Array]  #: (dim,) each, of the codes read and of the next
     seen: Array  #: (vocabulary,) bool: codes that the repetition penalty falls on
     codes: list[int] = field(default_factory=list)  #: drawn so far
@@ -46,14 +46,27 @@ class Sample:
 
     def draw(self, start: int, stop: int) -> bool:
         """Draw the next code unless that is done; -> whether it is to be read: not after the last."""
-        if len(self.codes) > self.read:
-            return True
-        if not np.isfinite(self.logits).all():
-            raise EngineError("the autoregressive network gives no finite numbers for this voice and text")
-        code = draw(self.logits, self.seen, self.uniforms[len(self.codes)], start, self.settings)
+        if len(self.codes) == self.read:
+            if self.logits is None or not np.isfinite(self.logits).all():
+                raise EngineError(NOT_FINITE)
+            self._take(draw(self.logits, self.seen, self.uniforms[self.read], start, self.settings))
+        return self.codes[-1] != stop and len(self.codes) < len(self.uniforms)
+
+    def _take(self, code: int) -> None:
         self.codes.append(code)
         self.seen[code] = True
-        return code != stop and len(self.codes) < len(self.uniforms)
+
+    def step(self, logits: Array | None, latents: Array, drawn: Sequence[int] = ()) -> None:
+        """A code was read, then those ``drawn`` meanwhile but the last, with latents (codes, dim) at each.
+
+        ``logits`` of the next code: None where it is drawn, or cannot be.
+        """
+        for code in drawn:
+            self._take(code)
+        self.read += max(1, len(drawn))
+        self.logits = logits
+        if self.keeps:
+            self.latents.extend(latents.copy())
 
 
 class Rows:
@@ -118,10 +131,13 @@ class Rows:
                 failed.append((sample, error))
         return failed
 
-    def step(self) -> None:
-        """Every sample reads its next code, which gives the logits and the latent of the one after. No holes."""
+    def step(self, most: int = 1) -> None:
+        """Every sample reads its next code, which gives the logits and the latent of the one after. No holes.
+
+        An engine that draws ahead does so, up to ``most`` codes of each sample.
+        """
         samples = self.samples
-        used = len(samples)
+        used, before = len(samples), sum(sample.read for sample in samples)
         rows = used if self._engine.steps_some_rows and not self._strict else self._cache.rows
         codes = np.full((rows, 1), self._stop, np.int64)
         positions = np.ones((rows, 1), np.int64)
@@ -132,12 +148,21 @@ class Rows:
         cache.lengths[used:] = 0  # of rows that hold no sample
         if self._strict:
             cache.lengths[-1] = self.capacity - 1
-        logits, latents = self._engine.ar_step(cache, codes, positions)
-        for row, sample in enumerate(samples):
-            sample.read += 1
-            sample.logits = logits[row]
-            if sample.keeps:
-                sample.latents.append(latents[row, 0].copy())
-        self.steps += 1
-        self.computed += rows
-        self.used += used
+        if self._engine.draws_ahead:
+            drawings = [
+                Drawing(sample.seen, sample.uniforms[len(sample.codes) :][:most], sample.settings)
+                for sample in samples
+            ]
+            nobody = [None] * (rows - used)
+            drawn, latents = self._engine.ar_draw(cache, codes, positions, [*drawings, *nobody])
+            for sample, row, at in zip(samples, drawn.tolist(), latents, strict=False):
+                own = [code for code in row if code != NOTHING]
+                sample.step(None, at[: max(1, len(own))], own)
+        else:
+            logits, latents = self._engine.ar_step(cache, codes, positions)
+            for sample, of_row, at in zip(samples, logits, latents, strict=False):
+                sample.step(of_row, at)
+        steps = latents.shape[1]
+        self.steps += steps
+        self.computed += rows * steps
+        self.used += sum(sample.read for sample in samples) - before

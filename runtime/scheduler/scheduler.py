@@ -98,17 +98,19 @@ class Scheduler:
         *,
         priority: Priority = Priority.NORMAL,
         timeout: float | None = None,
+        continues: bool = False,
     ) -> Handle[Result]:
         """Have ``text`` said, as ``Pipeline.synthesize`` does. After ``timeout`` seconds the request is given up.
 
-        Raises QueueFull where too much is in flight; what is wrong with the request, the handle's ``result`` raises.
+        Raises QueueFull where too much is in flight, unless it ``continues`` what somebody listens to; what is wrong with
+        the request, the handle's ``result`` raises.
         """
 
         def synthesize(job: Job, engine: Engine) -> Result:
             pipeline = self._pipeline(job, engine, settings)
             return pipeline.synthesize(text, voice, settings, seed, job.handle.tell)
 
-        return self._start(synthesize, priority, timeout, Handle)
+        return self._start(synthesize, priority, timeout, Handle, continues)
 
     def stream(
         self,
@@ -120,6 +122,7 @@ class Scheduler:
         chunks: Chunks | None = None,
         priority: Priority = Priority.STREAM,
         timeout: float | None = None,
+        continues: bool = False,
     ) -> StreamHandle[Pace]:
         """Have ``text`` said in pieces, as ``Pipeline.stream`` does: iterate over the handle. Its result is the pace."""
 
@@ -134,9 +137,8 @@ class Scheduler:
                     return end.value
                 self._flight.give(job, piece)
 
-        return self._start(
-            speak, priority, timeout, functools.partial(StreamHandle, taken=self._flight.notify)
-        )
+        handle = functools.partial(StreamHandle, taken=self._flight.taken)
+        return self._start(speak, priority, timeout, handle, continues)
 
     def _pipeline(self, job: Job, engine: Engine, settings: Settings) -> Pipeline:
         take, take_more = (
@@ -154,6 +156,7 @@ class Scheduler:
         priority: Priority,
         timeout: float | None,
         make_handle: Callable[..., H],
+        continues: bool = False,
     ) -> H:
         if timeout is not None:
             check_number("timeout", timeout, 0, LONGEST)
@@ -162,10 +165,9 @@ class Scheduler:
                 raise RequestError("the scheduler is closed")
             number = next(self._numbers)
             deadline = None if timeout is None else time.monotonic() + timeout
-            self.policy.submit(number, Priority(priority), deadline)
+            self.policy.submit(number, Priority(priority), deadline, continues)
             handle = make_handle(number, lambda: self._flight.give_up(number))
-            job = Job(number, handle, computes_since=time.monotonic())
-            self._flight.jobs[number] = job
+            job = self._flight.join(number, handle)
             try:
                 self._loop.start()
                 threading.Thread(

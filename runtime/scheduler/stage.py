@@ -33,6 +33,7 @@ class Draw:
     live: Sample | None = None  #: the first sample, where it is heard while it is drawn
     streams: bool = False  #: whether it is
     wanted: int = 0  #: its codes that the request waits for
+    taken: int = 0  #: those that it has
 
     @property
     def ready(self) -> int:
@@ -91,15 +92,14 @@ class SharedStage:
         limit = autoregressive.code_limit(settings, engine.dims)
         codes = np.full((1, limit), engine.dims["ar.stop_code"], np.int64)
         draw = Draw(voice, text, settings, rand, progress, False, codes, {}, streams=True)
-        given = 0
         while True:
-            draw.wanted = given + max(1, wanted())
+            draw.wanted = draw.taken + max(1, wanted())
             self._take_more(draw)
             ended, ready, sample = draw.finished > 0, draw.ready, draw.live
             assert sample is not None  # it was woken for a code of it
-            for i in range(given, ready):
+            for i in range(draw.taken, ready):
                 yield sample.codes[i], sample.latents[i]
-            given = ready
+            draw.taken = ready
             if ended:
                 return
 

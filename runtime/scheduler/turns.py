@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..engine import Array, Engine, KVCache, Memo
+from ..samplers import DenoisingStep
 from ..spec import GRAPHS, GraphSpec
 from .policy import Call
 
@@ -36,6 +37,7 @@ class TurnEngine(Engine):
     ) -> None:
         self.info, self.memo = engine.info, memo
         self._engine, self._request, self._wait, self._alone = engine, request, wait, alone
+        self.denoises_ahead = engine.denoises_ahead
 
     def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
         spec = GRAPHS[graph]
@@ -68,6 +70,17 @@ class TurnEngine(Engine):
 
     def _first_rows(self, cache: KVCache, count: int) -> Any:
         return self._own_turn(lambda: self._engine._first_rows(cache, count))
+
+    def _denoise(
+        self,
+        x: Array,
+        last: Array,
+        aligned: Array,
+        free: Array,
+        steps: Sequence[DenoisingStep],
+        noise: Callable[[int], Array],
+    ) -> tuple[Array, Array]:
+        return self._own_turn(lambda: self._engine._denoise(x, last, aligned, free, steps, noise))
 
     def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
         return self._own_turn(lambda: self._engine._ar_step(cache, inputs))

@@ -9,7 +9,8 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
-from ..checking import one_voice, retried
+from ..checking import retried
+from ..conditioning import one_voice
 from ..config import Settings
 from ..defaults import DEFAULT_PRESET, default_voice, settings_for
 from ..engine import Engine

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from ... import audio, mel, voice
@@ -25,7 +23,7 @@ def load_audio(audiopath, sampling_rate):
 def get_voices(extra_voice_dirs=[]):  # noqa: B006  # the reference's signature; it is not changed
     """Name -> paths of its clips or latents, of the voices in ``extra_voice_dirs``, the user's folder and those that ship."""
     known = voice.find_voices(extra_voice_dirs)
-    return {name: [str(file) for file in _files(path)] for name, path in known.items()}
+    return {name: [str(file) for file in voice.files_in(path)] for name, path in known.items()}
 
 
 def load_voice(voice, extra_voice_dirs=[]):  # noqa: B006
@@ -39,7 +37,7 @@ def load_voices(voices, extra_voice_dirs=[]):  # noqa: B006
         return None, None
     loaded = [voice.load_voice(name, extra_voice_dirs, paths=False) for name in voices]
     found = [one for one in loaded if one is not None]
-    if any(one.parts for one in found):
+    if any(one.parts and one.latents is None for one in found):
         raise VoiceError(
             f"{' and '.join(voices)}: blends are not voices here; save them with tortoise-rt voices blend"
         )
@@ -84,15 +82,6 @@ def wav_to_univnet_mel(wav, do_normalization=False, device=None):
 
 def _same_kind(made, given):
     return give(made) if is_tensor(given) else made
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    suffixes = (*audio.AUDIO_SUFFIXES, ".pth", ".safetensors")
-    return sorted(
-        file for file in path.iterdir() if file.suffix.lower() in suffixes and not file.name.startswith(".")
-    )
 
 
 __all__ = [

@@ -1,0 +1,182 @@
+"""An NVIDIA GPU through the driver: memory, one stream, recorded graphs. Needs cuda-bindings, no torch.
+
+No error of the driver is passed over: each becomes an EngineError that says what was tried.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..engine import Array
+from ..errors import EngineError, MissingDependency
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of bytes within an array (depth, height, pitch): where it begins, and how the array goes on."""
+
+    address: int
+    pitch: int  #: bytes from one row to the next
+    height: int  #: rows from one slice to the next
+
+
+class Memory:
+    """Memory on a device, given back when nothing refers to it any more."""
+
+    def __init__(self, address: int, nbytes: int, free: Callable[[int], None]) -> None:
+        self.address, self.nbytes = address, nbytes
+        weakref.finalize(self, free, address).atexit = False
+
+
+class Recording:
+    """Work that was recorded, given back when nothing refers to it any more."""
+
+    def __init__(self, graph: Any, free: Callable[[Any], Any]) -> None:
+        self.graph = graph
+        weakref.finalize(self, free, graph).atexit = False
+
+
+class Device:
+    """One GPU and a stream of its own. Copies and runs are only queued; ``synchronize`` waits for them."""
+
+    def __init__(self, number: int = 0) -> None:
+        self._driver = driver = _driver()
+        self.number = number
+        try:
+            self._check("start the driver", driver.cuInit(0))
+        except RuntimeError:  # of cuda-bindings, which looks for the driver only now
+            raise EngineError("there is no NVIDIA driver here. See tortoise-rt doctor") from None
+        count = self._check("count GPUs", driver.cuDeviceGetCount())
+        if number >= count:
+            raise EngineError(f"there is no cuda:{number}: this machine has {count} GPUs")
+        device = self._check("find the GPU", driver.cuDeviceGet(number))
+        self._context = self._check("use the GPU", driver.cuDevicePrimaryCtxRetain(device))
+        self.use()
+        self.name = self._check("ask the GPU's name", driver.cuDeviceGetName(128, device))
+        self.name = self.name.split(b"\0")[0].decode()
+        attributes = driver.CUdevice_attribute
+        major, minor = (
+            self._check("ask what the GPU can do", driver.cuDeviceGetAttribute(attribute, device))
+            for attribute in (
+                attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            )
+        )
+        self.compute_capability = f"{major}.{minor}"
+        version = self._check("ask the driver's version", driver.cuDriverGetVersion())
+        self.driver = f"CUDA {version // 1000}.{version % 1000 // 10}"
+        self._stream = self._check("make a stream", driver.cuStreamCreate(1))  # 1: does not wait for stream 0
+        self.stream = int(self._stream)
+
+    def use(self) -> None:
+        """Make this GPU the calling thread's."""
+        self._check("use the GPU", self._driver.cuCtxSetCurrent(self._context))
+
+    def allocate(self, nbytes: int, what: str) -> Memory:
+        """Memory that holds zeros, for ``what``; raises EngineError when there is not enough."""
+        nbytes = max(nbytes, 1)
+        error, address = self._driver.cuMemAllocAsync(nbytes, self._stream)
+        if error == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            free, total = self._check("ask for free memory", self._driver.cuMemGetInfo())
+            raise out_of_memory(nbytes, what, f"cuda:{self.number}", free, total)
+        self._check(f"allocate {nbytes} bytes", (error,))
+        self._check("clear memory", self._driver.cuMemsetD8Async(address, 0, nbytes, self._stream))
+        return Memory(int(address), nbytes, self._free)
+
+    def _free(self, address: int) -> None:
+        self._driver.cuCtxSetCurrent(self._context)
+        self._driver.cuMemFreeAsync(address, self._stream)
+
+    def pinned(self, nbytes: int) -> Array:
+        """Bytes on the host that the GPU reads and writes directly: (nbytes,) uint8."""
+        address = self._check(f"pin {nbytes} bytes of memory", self._driver.cuMemHostAlloc(nbytes, 0))
+        array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(int(address)))
+        weakref.finalize(array, self._driver.cuMemFreeHost, address).atexit = False
+        return array
+
+    def upload(self, address: int, source: Array) -> None:
+        """Queue a copy of pinned bytes to the device."""
+        call = self._driver.cuMemcpyHtoDAsync(address, source.ctypes.data, source.nbytes, self._stream)
+        self._check("copy to the GPU", call)
+
+    def download(self, target: Array, address: int) -> None:
+        """Queue a copy of a device's bytes to pinned ones."""
+        call = self._driver.cuMemcpyDtoHAsync(target.ctypes.data, address, target.nbytes, self._stream)
+        self._check("copy from the GPU", call)
+
+    def copy(self, target: Block, source: Block, width: int, height: int, depth: int) -> None:
+        """Queue a copy on the device: ``width`` bytes of ``height`` rows of ``depth`` slices."""
+        parameters = self._driver.CUDA_MEMCPY3D()
+        parameters.srcMemoryType = parameters.dstMemoryType = self._driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        parameters.srcDevice, parameters.srcPitch, parameters.srcHeight = (
+            source.address,
+            source.pitch,
+            source.height,
+        )
+        parameters.dstDevice, parameters.dstPitch, parameters.dstHeight = (
+            target.address,
+            target.pitch,
+            target.height,
+        )
+        parameters.WidthInBytes, parameters.Height, parameters.Depth = width, height, depth
+        self._check("copy on the GPU", self._driver.cuMemcpy3DAsync(parameters, self._stream))
+
+    def record(self, work: Callable[[], None]) -> Recording | None:
+        """What ``work`` queues, to be launched; nothing is run. None where it cannot be recorded."""
+        driver = self._driver
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._check("record", driver.cuStreamBeginCapture(self._stream, mode))
+        try:
+            work()
+            recorded = True
+        except EngineError:  # it may not be recorded; what was begun must be ended all the same
+            recorded = False
+        error, graph = driver.cuStreamEndCapture(self._stream)
+        if error != driver.CUresult.CUDA_SUCCESS:
+            return None
+        if not recorded:
+            driver.cuGraphDestroy(graph)
+            return None
+        executable = self._check("make a graph", driver.cuGraphInstantiate(graph, 0))
+        self._check("forget a graph", driver.cuGraphDestroy(graph))
+        return Recording(executable, driver.cuGraphExecDestroy)
+
+    def launch(self, recording: Recording) -> None:
+        """Queue what was recorded."""
+        self._check("launch a graph", self._driver.cuGraphLaunch(recording.graph, self._stream))
+
+    def synchronize(self) -> None:
+        """Wait for all that is queued."""
+        self._check("run on the GPU", self._driver.cuStreamSynchronize(self._stream))
+
+    def _check(self, what: str, answer: tuple[Any, ...]) -> Any:
+        """The answer of a call of the driver; raises EngineError for an error."""
+        error, *values = answer
+        if error != self._driver.CUresult.CUDA_SUCCESS:
+            name = getattr(error, "name", str(error))
+            raise EngineError(f"the GPU could not {what}: {name}. See tortoise-rt doctor")
+        return values[0] if len(values) == 1 else tuple(values)
+
+
+def out_of_memory(nbytes: int, what: str, device: str, free: int, total: int) -> EngineError:
+    """The error for memory that a device does not have."""
+    return EngineError(
+        f"{device} has {free >> 20} of {total >> 20} MiB free; {what} needs {-(-nbytes >> 20)} MiB more: draw fewer "
+        "samples at a time (--batch-rows), serve fewer requests at once, or end other programs on the GPU"
+    )
+
+
+def _driver() -> Any:
+    try:
+        from cuda.bindings import driver
+    except ImportError:
+        raise MissingDependency(
+            "TensorRT engines need cuda-bindings, which is not installed: pip install 'tortoise-rt[tensorrt-rtx]'"
+        ) from None
+    return driver

@@ -1,0 +1,257 @@
+"""Plans that are loaded, and calls of them: shapes, buffers, recorded work."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engine import Array
+from ..errors import BundleError, EngineError
+from ..spec import GRAPHS
+from .device import Device, Memory, Recording
+from .tensorrt_library import Messages
+
+MOST_RECORDED = 64  #: kept; the one that was not used for longest goes first
+LEAST_BUFFER = 256  #: bytes
+
+Placed = tuple[int, tuple[int, ...]]  #: address and shape of what lies on the device
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass
+class _Plan:
+    """A graph that is loaded."""
+
+    engine: Any
+    profiles: list[
+        dict[str, tuple[Any, Any, Any]]
+    ]  #: of each, the least, usual and most shape of every input
+    contexts: dict[int, Any] = field(default_factory=dict)  #: profile -> what runs it
+    buffers: dict[str, tuple[Memory, Array]] = field(
+        default_factory=dict
+    )  #: name -> memory, and as much pinned
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A call that was made before."""
+
+    shapes: Shapes  #: of its outputs
+    recording: Recording | None
+
+
+class Plans:
+    """Runs the plans of one folder on one device. Not for several threads at a time.
+
+    What goes in and comes out passes through pinned memory. Work that repeats with the same shapes and addresses is
+    recorded at the second call and replayed from the third.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        files: Mapping[str, str],
+        library: Any,
+        device: Device,
+        check_files: Callable[[], None],
+    ) -> None:
+        """files: graph -> plan in ``folder``; library: the module; check_files: see ``OnnxEngine``."""
+        self._folder, self._files, self._check_files = folder, files, check_files
+        self._library, self._device = library, device
+        self._messages = Messages(library)
+        self._runtime = library.Runtime(self._messages.logger)
+        self._plans: dict[str, _Plan] = {}
+        self._scratch = device.allocate(LEAST_BUFFER, "a start")  # what all plans compute in
+        self._recorded: OrderedDict[Hashable, _Known] = OrderedDict()
+
+    def release(self, graph: str) -> None:
+        """Give back what a graph holds."""
+        self._plans.pop(graph, None)
+        self._recorded.clear()  # some of it may be the graph's
+
+    def shape(self, graph: str, name: str) -> tuple[int, ...]:
+        """A tensor's shape as it was built; -1 for a size that is free."""
+        return tuple(self._plan(graph).engine.get_tensor_shape(name))
+
+    def most_rows(self, graph: str, inputs: Mapping[str, Array]) -> int:
+        """Rows that one call can have where each is as long as these ``inputs``."""
+        plan = self._plan(graph)
+        first = GRAPHS[graph].inputs[0].name
+        most = [
+            ranges[first][2][0]
+            for ranges in plan.profiles
+            if all(_within(a.shape, ranges[n], after=1) for n, a in inputs.items() if n in ranges)
+        ]
+        return max(most, default=len(inputs[first]))  # what is too long is refused with all that was given
+
+    def call(self, graph: str, inputs: Mapping[str, Array], cache: Mapping[str, Placed]) -> dict[str, Array]:
+        """Run a graph on ``inputs`` and, bound in place as past and present, a ``cache``; -> its float32 outputs."""
+        plan = self._plan(graph)
+        profile = self._profile(graph, inputs)
+        shaping = {name: a for name, a in inputs.items() if plan.engine.is_shape_inference_io(name)}
+        places = {n: (self._upload(plan, n, a), a.shape) for n, a in inputs.items() if n not in shaping}
+        values = tuple(array.tobytes() for array in shaping.values())
+        key = graph, tuple(places.values()), values, tuple(address for address, _ in cache.values())
+        if (known := self._recorded.get(key)) and known.recording:
+            self._device.launch(known.recording)
+            self._recorded.move_to_end(key)
+            return self._download(plan, known.shapes)
+        # Values that say what is computed stay on the host.
+        places |= {name: (array.ctypes.data, array.shape) for name, array in shaping.items()}
+        context = self._context(graph, profile)
+        for name, (address, shape) in [*places.items(), *cache.items()]:
+            self._bind(graph, context, name, address, shape)
+        for name, (address, _) in cache.items():
+            self._bind(graph, context, f"new_{name}", address)
+        shapes = {t.name: tuple(context.get_tensor_shape(t.name)) for t in GRAPHS[graph].outputs}
+        if any(size < 0 for shape in shapes.values() for size in shape):
+            raise self._failure(graph, inputs)
+        for name, shape in shapes.items():
+            self._bind(graph, context, name, self._buffer(plan, name, bytes_of(shape))[0].address)
+        self._execute(key, shapes, context, lambda: self._failure(graph, inputs))
+        return self._download(plan, shapes)
+
+    # --- plans ---
+
+    def _plan(self, graph: str) -> _Plan:
+        """The graph's plan, loaded on first use."""
+        if graph not in self._plans:
+            path = self._folder / self._files[graph]
+            self._check_files()
+            engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+            self._check_files()
+            if engine is None:
+                raise BundleError(
+                    f"{path} cannot be loaded: {self._messages.last()}. Export the bundle again"
+                )
+            names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+            free = [
+                name
+                for name in names
+                if engine.get_tensor_mode(name) == self._library.TensorIOMode.INPUT
+                and not engine.is_shape_inference_io(name)
+            ]
+            profiles = [
+                {name: engine.get_tensor_profile_shape(name, number) for name in free}
+                for number in range(engine.num_optimization_profiles)
+            ]
+            self._plans[graph] = _Plan(engine, profiles)
+        return self._plans[graph]
+
+    def _profile(self, graph: str, inputs: Mapping[str, Array]) -> int:
+        """The first profile that the shapes fit into."""
+        profiles = self._plan(graph).profiles
+        for number, ranges in enumerate(profiles):
+            if all(_within(array.shape, ranges[name]) for name, array in inputs.items() if name in ranges):
+                return number
+        given = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
+        limits = ", ".join(
+            f"{name} {tuple(profiles[-1][name][2])}" for name in inputs if name in profiles[-1]
+        )
+        raise EngineError(
+            f'graph "{graph}" was built for at most {limits}; it was given {given}: use shorter texts and clips'
+        )
+
+    def _context(self, graph: str, profile: int) -> Any:
+        """What runs a plan in one of its profiles, in memory that all share, since they take turns."""
+        plan = self._plan(graph)
+        if profile not in plan.contexts:
+            engine = plan.engine
+            needed = engine.get_device_memory_size_for_profile_v2(profile)
+            if needed > self._scratch.nbytes:
+                self._grow()
+                self._scratch = self._device.allocate(needed, f'graph "{graph}"')
+            context = engine.create_execution_context(
+                self._library.ExecutionContextAllocationStrategy.USER_MANAGED
+            )
+            if context is None or not context.set_optimization_profile_async(profile, self._device.stream):
+                raise EngineError(f'graph "{graph}" cannot be set up: {self._messages.last()}')
+            plan.contexts[profile] = context
+        plan.contexts[profile].set_device_memory(self._scratch.address, self._scratch.nbytes)
+        return plan.contexts[profile]
+
+    # --- tensors ---
+
+    def _bind(
+        self, graph: str, context: Any, name: str, address: int, shape: tuple[int, ...] | None = None
+    ) -> None:
+        """Tell a context where a tensor lies and, for an input, its shape."""
+        shaped = shape is None or context.set_input_shape(name, shape)
+        if not shaped or not context.set_tensor_address(name, address):
+            raise EngineError(f'graph "{graph}" takes no {name} {shape or ""}: {self._messages.last()}')
+
+    def _buffer(self, plan: _Plan, name: str, nbytes: int) -> tuple[Memory, Array]:
+        """A tensor's memory on the device and as many pinned bytes. They grow, and else stay where they are."""
+        if name not in plan.buffers or plan.buffers[name][0].nbytes < nbytes:
+            room = 1 << (max(nbytes, LEAST_BUFFER) - 1).bit_length()
+            self._grow()
+            plan.buffers[name] = (
+                self._device.allocate(room, f'the tensor "{name}"'),
+                self._device.pinned(room),
+            )
+        return plan.buffers[name]
+
+    def _grow(self) -> None:
+        """Before memory is exchanged for more: what was recorded would use the old."""
+        self._device.synchronize()
+        self._recorded.clear()
+
+    def _upload(self, plan: _Plan, name: str, array: Array) -> int:
+        """Queue an input's way to the device; -> where it will lie."""
+        memory, pinned = self._buffer(plan, name, array.nbytes)
+        if array.nbytes:
+            pinned[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            self._device.upload(memory.address, pinned[: array.nbytes])
+        return memory.address
+
+    def _download(self, plan: _Plan, shapes: Shapes) -> dict[str, Array]:
+        """Outputs, once all that is queued is done."""
+        pinned = {name: plan.buffers[name][1][: bytes_of(shape)] for name, shape in shapes.items()}
+        for name, staged in pinned.items():
+            self._device.download(staged, plan.buffers[name][0].address)
+        self._device.synchronize()
+        return {name: pinned[name].view(np.float32).reshape(shape).copy() for name, shape in shapes.items()}
+
+    # --- running ---
+
+    def _execute(
+        self, key: Hashable, shapes: Shapes, context: Any, failure: Callable[[], EngineError]
+    ) -> None:
+        """Queue a context's work: as it is and, when the same comes again, recorded."""
+
+        def work() -> None:
+            if not context.execute_async_v3(self._device.stream):
+                raise failure()
+
+        recording = self._device.record(work) if key in self._recorded else None
+        if recording is None:
+            work()
+        else:
+            self._device.launch(recording)
+        self._recorded[key] = _Known(shapes, recording)
+        self._recorded.move_to_end(key)
+        if len(self._recorded) > MOST_RECORDED:
+            self._recorded.popitem(last=False)
+
+    def _failure(self, graph: str, inputs: Mapping[str, Array]) -> EngineError:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
+        return EngineError(f'graph "{graph}" failed on {shapes}: {self._messages.last()}')
+
+
+def bytes_of(shape: tuple[int, ...], item: int = 4) -> int:
+    """Bytes of an array; its items are float32 unless said otherwise."""
+    return math.prod(shape) * item
+
+
+def _within(shape: tuple[int, ...], limits: tuple[Any, Any, Any], after: int = 0) -> bool:
+    """Whether a shape lies within a profile's least and most, from axis ``after`` on."""
+    least, _, most = limits
+    return len(shape) == len(least) and all(
+        low <= size <= high for low, size, high in list(zip(least, shape, most, strict=True))[after:]
+    )

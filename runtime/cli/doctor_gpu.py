@@ -1,0 +1,105 @@
+"""What ``doctor`` says of a GPU: whether there is one, what can use it, and what is missing for that."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..backends.tensorrt_library import LIBRARIES
+
+_NVIDIA_QUERY = ("--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader")
+LEAST_CUDA = 12090  #: of the driver, for TensorRT for RTX; 12.9
+#: results of cuInit that say what to do
+_PROBLEMS = {
+    100: "the driver finds no GPU: in a container, start it with --gpus all",
+    803: "the driver's parts are of different versions: restart the machine",
+    804: "the driver is too old for the libraries that are installed: update it",
+}
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The NVIDIA driver."""
+
+    cuda: int = 0  #: newest CUDA that it runs, as 13000; 0 where it cannot be used
+    problem: str = ""  #: why not
+
+
+def find_driver() -> Driver:
+    """The driver, asked as programs ask it."""
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return Driver(problem="there is no NVIDIA driver")
+    if code := library.cuInit(0):
+        return Driver(problem=_PROBLEMS.get(code, f"the NVIDIA driver does not start (error {code})"))
+    version = ctypes.c_int()
+    library.cuDriverGetVersion(ctypes.byref(version))
+    return Driver(version.value)
+
+
+def find_gpus() -> list[str]:
+    """One line per NVIDIA GPU: name, driver, memory, compute capability."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    try:
+        answer = subprocess.run(
+            [program, *_NVIDIA_QUERY], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return [f"nvidia-smi fails: {error}"]
+    return answer.stdout.strip().splitlines()
+
+
+def explain(
+    driver: Driver, installed: Mapping[str, str], providers: str, torch_devices: str
+) -> list[tuple[str, str]]:
+    """What each way to use a GPU needs here. installed: package -> version, "" for none; the others: as doctor says."""
+    if not driver.cuda:
+        return [
+            ("none", driver.problem),
+            (
+                "without one",
+                "engines can be built for other machines: tortoise-rt export --target tensorrt-rtx",
+            ),
+        ]
+    return [
+        ("driver", f"runs CUDA up to {driver.cuda // 1000}.{driver.cuda % 1000 // 10}"),
+        ("PyTorch", _torch(installed, torch_devices)),
+        ("ONNX Runtime", _onnxruntime(installed, providers)),
+        ("TensorRT for RTX", _tensorrt("tensorrt_rtx", driver, installed)),
+        ("TensorRT", _tensorrt("tensorrt", driver, installed)),
+    ]
+
+
+def _torch(installed: Mapping[str, str], devices: str) -> str:
+    if not installed["torch"]:
+        return "not installed; runs checkpoints: pip install 'tortoise-rt[export]'"
+    if devices in ("cpu", "not installed"):
+        return f"{installed['torch']} finds no GPU: install its build for CUDA (see pytorch.org)"
+    return "ready: tortoise-rt say --checkpoints DIR --device cuda --precision fp16"
+
+
+def _onnxruntime(installed: Mapping[str, str], providers: str) -> str:
+    if installed["onnxruntime"] and installed["onnxruntime-gpu"]:
+        return "both builds are installed, and hide each other: pip uninstall onnxruntime onnxruntime-gpu, then pip install 'tortoise-rt[gpu]'"
+    if not installed["onnxruntime-gpu"]:
+        return "its build for GPUs is not installed: pip uninstall onnxruntime, then pip install 'tortoise-rt[gpu]'"
+    if "CUDAExecutionProvider" not in providers:
+        return f"onnxruntime-gpu {installed['onnxruntime-gpu']} offers no CUDA: pip install --force-reinstall 'tortoise-rt[gpu]'"
+    return "ready, if CUDA and cuDNN are (pip install 'onnxruntime-gpu[cuda,cudnn]'): tortoise-rt export --target cuda"
+
+
+def _tensorrt(name: str, driver: Driver, installed: Mapping[str, str]) -> str:
+    target, command = LIBRARIES[name]
+    if not installed[target] or not installed["cuda-bindings"]:
+        missing = [package for package in (target, "cuda-bindings") if not installed[package]]
+        return f"{' and '.join(missing)} not installed: {command}"
+    if name == "tensorrt_rtx" and driver.cuda < LEAST_CUDA:
+        return f"{installed[target]} needs a driver for CUDA 12.9 or newer: update the driver"
+    return f"ready: tortoise-rt export --target {target}"

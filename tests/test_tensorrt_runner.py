@@ -1,0 +1,307 @@
+"""The TensorRT backend's logic on a GPU and plans of NumPy and ONNX Runtime (``fake_gpu``)."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("torch")
+
+from fake_gpu import FakeDevice, FakeLibrary
+from standard import DATA, standard_engine
+from test_standard_graphs import ragged
+
+from tortoise_rt.backends import open_engine, tensorrt
+from tortoise_rt.backends.tensorrt import TensorRTEngine
+from tortoise_rt.bundle import Bundle
+from tortoise_rt.config import make_settings
+from tortoise_rt.engine import Engine, EngineInfo
+from tortoise_rt.errors import BundleError, BundleMismatch, EngineError, MissingDependency
+from tortoise_rt.export.checkpoints import Checkpoints
+from tortoise_rt.export.parity import TRIALS, check_graphs, random_inputs, relative_error
+from tortoise_rt.pipeline import Pipeline
+from tortoise_rt.profiles import MOST_ROWS, profiles
+from tortoise_rt.spec import GRAPHS, cache_capacity
+
+
+@pytest.fixture(scope="module")
+def info(standard_graphs: EngineInfo) -> EngineInfo:
+    return standard_graphs
+
+
+def make_engine(info: EngineInfo, room: int = 1 << 30) -> TensorRTEngine:
+    folder, device = Path(info.source), FakeDevice(room)
+    files = {graph: f"{graph}.onnx" for graph in GRAPHS}
+    info = replace(info, backend="tensorrt", device="cuda:0")
+    return TensorRTEngine(folder, info, files, FakeLibrary(folder, info.dims, device), device)
+
+
+@pytest.fixture(scope="module")
+def engine(info: EngineInfo) -> TensorRTEngine:
+    return make_engine(info)
+
+
+@pytest.fixture(scope="module")
+def plain(info: EngineInfo) -> Engine:
+    return standard_engine(info)
+
+
+def device(engine: TensorRTEngine) -> FakeDevice:
+    return engine._device  # type: ignore[return-value]
+
+
+def test_every_graph_agrees_with_its_module(engine: TensorRTEngine) -> None:
+    report = list(check_graphs(engine, Checkpoints(DATA)))
+    assert {parity.graph for parity in report} == set(GRAPHS)
+    assert [(p.graph, p.error) for p in report if not p.ok] == []
+
+
+def test_what_repeats_is_replayed_on_new_values(engine: TensorRTEngine, plain: Engine) -> None:
+    rng = np.random.default_rng(0)
+    before = device(engine).launched
+    for seed in range(5):
+        inputs = {
+            "x": rng.standard_normal((2, 100, 19)).astype(np.float32),
+            "condition": rng.standard_normal((2, 19, engine.dims["diffusion.dim"])).astype(np.float32),
+            "timestep": np.array([seed, 900], np.float32),
+        }
+        found = engine.run("diffusion_denoise", **inputs)[0]
+        assert relative_error(found, plain.run("diffusion_denoise", **inputs)[0]) <= 1e-6
+    assert device(engine).launched - before == 4
+
+
+def test_what_is_wanted_is_part_of_a_recording(engine: TensorRTEngine, plain: Engine) -> None:
+    inputs = random_inputs(GRAPHS["hifigan"], engine.dims, TRIALS[1], np.random.default_rng(0))
+    for wanted in ((0, 30), (5, 35), (0, 30), (5, 35), (0, 30), (5, 35)):
+        inputs["wanted"] = np.array(wanted)
+        found = engine.run("hifigan", **inputs)[0]
+        assert relative_error(found, plain.run("hifigan", **inputs)[0]) <= 1e-6
+
+
+def test_buffers_that_grow_forget_recordings(info: EngineInfo, plain: Engine) -> None:
+    engine = make_engine(info)
+    for frames in (8, 8, 8, 300, 8, 8, 8, 300, 300):
+        inputs = random_inputs(
+            GRAPHS["univnet"],
+            engine.dims,
+            {"rows": 1, "frames": frames, "codes": 1},
+            np.random.default_rng(frames),
+        )
+        found = engine.run("univnet", **inputs)[0]
+        assert relative_error(found, plain.run("univnet", **inputs)[0]) <= 1e-6
+
+
+def test_rows_beyond_a_plan_take_turns(engine: TensorRTEngine, plain: Engine) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 200, (2 * MOST_ROWS + 3, 9))
+    found, wanted = engine.run("clvp_speech", codes=codes), plain.run("clvp_speech", codes=codes)
+    assert relative_error(found[0], wanted[0]) <= 1e-6
+    cache, other = engine.new_cache(len(codes), 30), plain.new_cache(len(codes), 30)
+    before = device(engine).launched
+    for step in (slice(0, 4), *(slice(n, n + 1) for n in range(4, 9))):  # several codes, then one at a time
+        positions = np.broadcast_to(np.arange(9)[step], codes[:, step].shape)
+        found = engine.ar_step(cache, codes[:, step], positions)
+        wanted = plain.ar_step(other, codes[:, step], positions)
+        assert max(relative_error(a, b) for a, b in zip(found, wanted, strict=True)) <= 1e-5
+    assert device(engine).launched - before >= 3 * 4  # three calls for these rows, from the second step on
+
+
+def test_long_clips_take_turns(info: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows of the usual length share a diffusion step; two of a longer clip do not."""
+    monkeypatch.setattr("tortoise_rt.profiles.USUAL_CODES", 20)
+    engine = make_engine(info)
+    assert len(profiles("diffusion_condition", engine.dims)) == 2
+    usual = profiles("diffusion_condition", engine.dims)[0]["frames"][2]
+    for frames in (usual, usual + 5):
+        sizes = {"rows": 2, "frames": frames, "codes": 1}
+        inputs = random_inputs(GRAPHS["diffusion_condition"], engine.dims, sizes, np.random.default_rng(0))
+        found = engine.run("diffusion_condition", **inputs)[0]
+        assert relative_error(found, plain.run("diffusion_condition", **inputs)[0]) <= 1e-5
+
+
+def test_rows_are_moved_on_the_device(engine: TensorRTEngine, plain: Engine) -> None:
+    ours, theirs = ragged(engine, (1, 7, 20)), ragged(plain, (1, 7, 20))
+    for runs, cache in ((engine, ours), (plain, theirs)):
+        runs.put_rows(cache, [0, 2], cache, [2, 0])  # an exchange
+    ours, theirs = (runs.take_rows(c, [2, 1, 0, 2]) for runs, c in ((engine, ours), (plain, theirs)))
+    codes, positions = np.array([[1], [2], [3], [4]]), np.array([[1], [7], [20], [1]])
+    found, wanted = (runs.ar_step(c, codes, positions) for runs, c in ((engine, ours), (plain, theirs)))
+    assert max(relative_error(a, b) for a, b in zip(found, wanted, strict=True)) <= 1e-5
+    first = engine.first_rows(ours, 2)
+    found = engine.ar_step(first, codes[:2], positions[:2] + 1)
+    wanted = plain.ar_step(theirs, codes, positions + 1)
+    assert max(relative_error(a, b[:2]) for a, b in zip(found, wanted, strict=True)) <= 1e-5
+
+
+def test_memory_is_given_back(engine: TensorRTEngine) -> None:
+    held = device(engine).room
+    cache = engine.new_cache(3, 10)
+    capacity, layers, dim = cache_capacity(engine.dims), engine.dims["ar.layers"], engine.dims["ar.dim"]
+    assert held - device(engine).room == 4 * 2 * layers * 3 * capacity * dim
+    assert engine.position_bytes() == 4 * 2 * layers * dim
+    del cache
+    assert device(engine).room == held
+
+
+def test_out_of_memory(info: EngineInfo) -> None:
+    engine = make_engine(info, room=8 << 20)
+    with pytest.raises(
+        EngineError, match=r"cuda:0 has \d+ of 8 MiB free; a cache of 99 rows needs \d+ MiB more: draw"
+    ):
+        engine.new_cache(99, 100)
+    assert engine.new_cache(1, 100).rows == 1
+
+
+def test_what_a_plan_was_not_built_for(engine: TensorRTEngine) -> None:
+    rows = np.zeros((1, 100, 500), np.float32)
+    with pytest.raises(
+        EngineError, match=r'"univnet" was built for at most mel \(4, 100, 416\), .*given mel \(1, 100, 500\)'
+    ):
+        engine.run("univnet", mel=rows, noise=rows[:, :64])
+    with pytest.raises(EngineError, match="a cache of 9999 positions; this engine was built for"):
+        engine.new_cache(1, 9999)
+
+
+def test_a_failure_names_graph_and_shapes(info: EngineInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(info)
+    monkeypatch.setattr("fake_gpu.FakeContext.execute_async_v3", lambda self, stream: False)
+    with pytest.raises(
+        EngineError, match=r'graph "rlg_auto" failed on noise \(1, \d+\): the library gives no reason'
+    ):
+        engine.run("rlg_auto", noise=np.zeros((1, engine.dims["rlg_auto.dim"]), np.float32))
+
+
+def test_what_cannot_be_recorded_runs_as_it_is(
+    info: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(info)
+    monkeypatch.setattr(FakeDevice, "record", lambda self, work: None)
+    noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
+    for _ in range(4):
+        found = engine.run("rlg_auto", noise=noise)[0]
+        assert relative_error(found, plain.run("rlg_auto", noise=noise)[0]) <= 1e-6
+    assert device(engine).launched == 0
+
+
+def test_a_damaged_plan(info: EngineInfo, tmp_path: Path) -> None:
+    (tmp_path / "rlg_auto.onnx").write_bytes(b"bad")
+    engine = make_engine(replace(info, source=str(tmp_path)))
+    with pytest.raises(BundleError, match="rlg_auto.onnx cannot be loaded"):
+        engine.run("rlg_auto", noise=np.zeros((1, engine.dims["rlg_auto.dim"]), np.float32))
+
+
+def test_a_released_graph_is_loaded_again(engine: TensorRTEngine) -> None:
+    noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
+    before = engine.run("rlg_auto", noise=noise)[0]
+    engine.release("rlg_auto")
+    assert np.array_equal(engine.run("rlg_auto", noise=noise)[0], before)
+
+
+def test_threads_take_turns(engine: TensorRTEngine, plain: Engine) -> None:
+    noises = [np.full((1, engine.dims["rlg_auto.dim"]), n, np.float32) for n in range(8)]
+    wanted = [plain.run("rlg_auto", noise=noise)[0] for noise in noises]
+    wrong: list[int] = []
+
+    def ask(number: int) -> None:
+        for _ in range(20):
+            found = engine.run("rlg_auto", noise=noises[number])[0]
+            if relative_error(found, wanted[number]) > 1e-6:
+                wrong.append(number)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_whole_clip(engine: TensorRTEngine, plain: Engine) -> None:
+    """Drawing, ranking, diffusion and vocoding: codes and wave as ONNX Runtime's."""
+    settings = make_settings(num_autoregressive_samples=3, diffusion_iterations=3, max_mel_tokens=12)
+    ours, theirs = (
+        Pipeline(runs).synthesize([5, 60, 7, 80, 9], None, settings, seed=3) for runs in (engine, plain)
+    )
+    assert np.array_equal(ours.codes, theirs.codes)
+    assert relative_error(ours.wavs[0], theirs.wavs[0]) <= 1e-3
+
+
+# --- bundles ---
+
+
+def bundle(folder: Path, **target: Any) -> Bundle:
+    said = {
+        "backend": "tensorrt", "library": "tensorrt_rtx", "device": "cuda", "device_name": None,
+        "compute_capability": None, "driver": None, "libraries": {"tensorrt_rtx": "1.7.0"},
+    }  # fmt: skip
+    model = {"name": "x", "folder": "/models/x"}
+    manifest = {"target": said | target, "model": model, "graphs": {}, "files": {}, "dims": {}}
+    precision = {"ar_step": "fp16", "univnet": "fp32"}
+    return Bundle(folder, manifest | {"precision": precision, "defaults": {}})
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"libraries": {"tensorrt_rtx": "1.6.0"}}, "built with tensorrt_rtx 1.6.0; 1.7.0 is installed"),
+        ({"compute_capability": ["7.5", "8.6"]}, "built for compute capability 7.5, 8.6; this machine has Fake GPU"),
+        (
+            {"library": "tensorrt", "libraries": {"tensorrt": "1.7.0"}, "device_name": "Other", "compute_capability": ["8.9"]},
+            r"built for Other; this machine has Fake GPU \(compute capability 8.9\)",
+        ),
+    ],
+)  # fmt: skip
+def test_a_bundle_of_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(tensorrt, "load_library", lambda name: SimpleNamespace(__version__="1.7.0"))
+    monkeypatch.setattr(tensorrt, "Device", lambda number: FakeDevice())
+    with pytest.raises(BundleMismatch, match=message) as caught:
+        tensorrt.open_bundle(bundle(tmp_path, **target))
+    name = "tensorrt" if "device_name" in target else "tensorrt-rtx"
+    command = (
+        f"tortoise-rt export --checkpoints /models/x --target {name} --precision fp16 --force -o {tmp_path}"
+    )
+    assert str(caught.value).endswith(command)
+
+
+def test_a_bundle_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeLibrary(tmp_path, {}, FakeDevice())
+    monkeypatch.setattr(tensorrt, "load_library", lambda name: library)
+    monkeypatch.setattr(tensorrt, "Device", lambda number: FakeDevice())
+    for capability in (None, ["8.6", "8.9"]):
+        engine = tensorrt.open_bundle(bundle(tmp_path, compute_capability=capability), "cuda:0")
+        assert (engine.info.backend, engine.info.device) == ("tensorrt", "cuda:0")
+    for name in ("cpu", "cuda:x", "cuda:²", "tpu"):
+        with pytest.raises(EngineError, match="the tensorrt backend has no device"):
+            tensorrt.open_bundle(bundle(tmp_path), name)
+
+
+def test_a_bundle_for_another_backend(random_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        BundleMismatch, match="exported for onnx; this is the tensorrt backend.*--target tensorrt"
+    ):
+        open_engine(random_bundle, "tensorrt")
+
+
+def test_libraries_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, command in (
+        ("tensorrt", "from NVIDIA's own package index"),
+        ("tensorrt_rtx", r"pip install 'tortoise-rt\[tensorrt-rtx\]'"),
+    ):
+        for absent in (
+            None,
+            SimpleNamespace(__version__="10.0"),
+        ):  # not installed; a package that holds nothing
+            monkeypatch.setitem(sys.modules, name, absent)
+            with pytest.raises(MissingDependency, match=f"the library {name} cannot be loaded .*{command}"):
+                tensorrt.open_bundle(bundle(tmp_path, library=name))
