@@ -18,6 +18,7 @@ SAMPLERS = ("ancestral", "ddim", "dpm++2m", "dpm++2m_sde")
 KV_POSITIONS = ("trained", "upstream")
 MAX_SAMPLES = 4096
 MAX_RETRIES = 100
+SMALLEST = 1e-6  #: of what logits are divided by: less leaves the range of float32
 
 
 def check_number(
@@ -93,10 +94,10 @@ class ARSettings:
                 "temperature is 0; it must be above 0 and at most 100 "
                 "(for the most likely code each time use greedy)"
             )
-        _set_number(self, "temperature", 0, 100, above=True)
+        _set_number(self, "temperature", SMALLEST, 100)
         _set_number(self, "top_p", 0, 1, above=True)
         _set_number(self, "top_k", 0, math.inf, integer=True)
-        _set_number(self, "repetition_penalty", 0, 100, above=True)
+        _set_number(self, "repetition_penalty", SMALLEST, 100)
         _set_number(self, "length_penalty", -math.inf, math.inf)
         _set_flag(self, "typical")
         _set_number(self, "typical_mass", 0, 1, above=True)

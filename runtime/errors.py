@@ -12,6 +12,7 @@
     ├── EngineError            a network this engine lacks, wrong inputs to a graph
     ├── RequestError           a request in flight was not carried out
     │   ├── QueueFull          too many are in flight
+    │   ├── Refused            a server does not take it: no key, too large, too often, not now
     │   ├── Cancelled          its caller gave it up
     │   └── DeadlineExceeded   its time was over
     ├── FetchError             a file could not be downloaded
@@ -73,6 +74,15 @@ class RequestError(TortoiseError):
 
 class QueueFull(RequestError):
     """Too many requests are in flight."""
+
+
+class Refused(RequestError):
+    """A server does not take the request."""
+
+    def __init__(self, message: str, status: int, *, retry_after: float | None = None) -> None:
+        """``status``: that of HTTP; ``retry_after``: seconds after which it may be taken."""
+        super().__init__(message)
+        self.status, self.retry_after = status, retry_after
 
 
 class Cancelled(RequestError):

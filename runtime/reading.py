@@ -123,10 +123,13 @@ class Reader:
         self._fits = fitting(scheduler.engine, scheduler.tokenizer)
         self._cancelled = threading.Event()
         self._handles: deque[Handle[Any]] = deque(maxlen=2)  #: of the present sentence and the next
+        self._sentences: _Sentences | None = None
 
     def cancel(self) -> None:
         """Give the reading up, from any thread and for good: whoever takes its pieces gets Cancelled."""
         self._cancelled.set()
+        if self._sentences is not None:  # of which one may be waited for
+            self._sentences.close()
         for handle in tuple(self._handles):
             handle.cancel()
 
@@ -140,7 +143,9 @@ class Reader:
             draw = lambda engine: one_voice(engine, None, self._settings, self._seed)  # noqa: E731
             self._voice = self._scheduler.call(draw).result()
         whole = sentences_said(text, self._fits, self._settings.redaction, self._split)
-        sentences = _Sentences(whole, live=not isinstance(text, str))
+        self._sentences = sentences = _Sentences(whole, live=not isinstance(text, str))
+        if self._cancelled.is_set():
+            sentences.close()
         following: Future[_Said | None] | None = None
         with ThreadPoolExecutor(1, "ahead") as ahead:
             present: _Said | None = None
@@ -161,6 +166,8 @@ class Reader:
                 for said in (present, None if following is None else _result(following)):
                     if said is not None:
                         said.handle.cancel()
+        if self._cancelled.is_set():
+            raise Cancelled("the reading was cancelled")
         if sentences.given == 0:
             raise TextError("there is nothing to say: the text is empty once cleaned")
 

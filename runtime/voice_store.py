@@ -77,6 +77,27 @@ def add_voice(name: str, sources: Sequence[str | Path], *, force: bool = False) 
     return place / name
 
 
+def remove_voice(name: str) -> None:
+    """Remove a voice of the user's own; raises VoiceError where there is none, OutputError."""
+    there = _own(check_name(name))
+    if not there:
+        raise VoiceError(f'"{name}" is no voice of your own: only those in {user_folder()} can be removed')
+    try:
+        _discard(there)
+    except OSError as error:
+        raise OutputError(f"cannot remove the voice {there[0]} ({error}): check the folder") from error
+
+
+def _discard(paths: Sequence[Path]) -> None:
+    """Remove what is at ``paths``: from its name first, so that nobody finds half of it."""
+    for path in paths:
+        aside = path.rename(path.with_name(f".{secrets.token_hex(8)}"))
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink()  # a link, not what it leads to
+
+
 def _own(name: str) -> list[Path]:
     """What is in the user's folder under the name of a voice."""
     paths = [user_folder() / f"{name}{suffix}" for suffix in ("", *LATENT_SUFFIXES)]

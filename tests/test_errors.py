@@ -15,6 +15,8 @@ from tortoise_rt.errors import SettingsError, TortoiseError, suggest
 BAD = [
     ({"temperature": 0}, "temperature is 0; it must be above 0 and at most 100 .*use greedy"),
     ({"temperature": float("nan")}, "temperature must be a number, not nan"),
+    ({"temperature": 1e-40}, "temperature is 1e-40; it must be at least 1e-06"),
+    ({"repetition_penalty": 5e-324}, "it must be at least 1e-06"),
     ({"top_p": 0}, "top_p is 0; it must be above 0 and at most 1"),
     ({"top_p": 1.5}, r"top_p is 1\.5; it must be above 0 and at most 1"),
     ({"top_k": -1}, "top_k is -1; it must be at least 0"),

@@ -15,7 +15,7 @@ from scheduling import TOKENIZER, WAIT, Counting, scheduler, settings, settle, v
 from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.conditioning import random_latents
 from tortoise_rt.engine import Array
-from tortoise_rt.errors import EngineError, RequestError, SettingsError, TextError
+from tortoise_rt.errors import Cancelled, EngineError, RequestError, SettingsError, TextError
 from tortoise_rt.pipeline import Pipeline
 from tortoise_rt.reading import PARAGRAPH, PAUSE, Reader, _Said, sentences_said
 from tortoise_rt.rng import Philox
@@ -376,3 +376,31 @@ def test_a_sentence_begins_with_as_much_as_the_sound_in_hand_allows() -> None:
             assert reading._beginning().first == pytest.approx(codes, abs=1)
         reading._chunks, reading._code_seconds = Chunks(5, 5), quick
         assert reading._beginning() == Chunks(5, 5)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_another_thread_may_give_a_reading_up(live: bool) -> None:
+    """Before it begins, while it waits for text, and while it is heard: who reads gets Cancelled, and no row is held."""
+    engine = Counting()
+    waits = threading.Event()
+
+    def parts() -> Iterator[str]:
+        yield "Hello there. How are you, my "
+        waits.wait(WAIT)
+
+    with scheduler(engine) as made:
+        early = reader(made)
+        early.cancel()
+        with pytest.raises(Cancelled):
+            next(early.read(parts() if live else STORY))
+        for seconds in (0.0, 0.3):
+            engine.before = lambda graph, rows: time.sleep(0.02)
+            reading = reader(made)
+            threading.Timer(seconds, reading.cancel).start()
+            began = time.monotonic()
+            with pytest.raises(Cancelled):
+                for _ in reading.read(parts() if live else " ".join([STORY] * 20)):
+                    pass
+            assert time.monotonic() - began < seconds + 2
+            settle(made)
+    waits.set()

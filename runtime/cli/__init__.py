@@ -19,6 +19,7 @@ from .fetch import fetch
 from .read import read
 from .replay import replay
 from .say import say
+from .serve import serve
 from .verify import verify
 from .voices import voices
 
@@ -65,5 +66,5 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (say, read, fetch, export, verify, voices, detect, replay, bench, capi, doctor):
+for command in (say, read, serve, fetch, export, verify, voices, detect, replay, bench, capi, doctor):
     main.add_command(command)

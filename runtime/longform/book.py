@@ -26,7 +26,7 @@ from ..fitting import fitting
 from ..output import locked_folder
 from ..pipeline import Pipeline, check_seed
 from ..rng import Philox, fresh_seed
-from ..scheduler import Scheduler
+from ..scheduler import Scheduler, Share
 from ..spec import SAMPLE_RATE
 from ..text import Tokenizer
 from ..voice import Voice, VoiceLatents
@@ -175,10 +175,11 @@ class Book:
             clip.take = take
         self.manifest.save(self.folder)
 
-    def render(self, progress: Progress = _quiet) -> int:
+    def render(self, progress: Progress = _quiet, share: Share | None = None) -> int:
         """Make the clips that are not there, several at a time; -> how many. ``progress``: ("reading", done, in all).
 
-        However it ends, what is there then counts. What a clip failed with names the clip.
+        ``share``: of a scheduler of the book's engine, closed at the end; without one the book has a scheduler of its own,
+        a strict one. However it ends, what is there then counts. What a clip failed with names the clip.
         """
         self._verify()
         missing, total = self.missing(), len(self.manifest.clips)
@@ -188,12 +189,14 @@ class Book:
             if missing:
                 for absent in missing:  # what is made now need not be what was
                     self.manifest.clips[absent].sha256 = []
-                voices = {name: self._resolved(name, voice) for name, voice in self._voices.items()}
                 with (
                     ThreadPoolExecutor(IN_FLIGHT, "clip") as threads,
                     # Closed first, which ends what the threads wait for. Strict: a clip's bits depend on no other clip.
-                    Scheduler(self._engine, self._tokenizer, rows=rows, strict=True) as scheduler,
+                    share or Scheduler(self._engine, self._tokenizer, rows=rows, strict=True) as scheduler,
                 ):
+                    voices = {
+                        name: self._resolved(name, voice, scheduler) for name, voice in self._voices.items()
+                    }
                     rest, flying = iter(missing), set[Future[None]]()
                     for done in range(total - len(missing), total):
                         while len(flying) < IN_FLIGHT and (number := next(rest, None)) is not None:
@@ -301,14 +304,14 @@ class Book:
             raise SettingsError(f"there is no clip {number}: the clips are 0 to {len(clips) - 1}")
         return clips[number]
 
-    def _resolved(self, speaker: str, voice: AnyVoice) -> AnyVoice:
+    def _resolved(self, speaker: str, voice: AnyVoice, scheduler: Scheduler | Share) -> AnyVoice:
         """The voice's latents, computed once for all clips; a random one's come from a seed of the speaker's."""
         if self._settings.cvvp_amount > 0 and voice is not None:  # CVVP hears the clips
             return voice
         rand = Philox(manifests.voice_seed(self.manifest.seed, speaker))
-        return resolve(self._engine, voice, self._settings, rand)[0]
+        return scheduler.call(lambda engine: resolve(engine, voice, self._settings, rand)[0]).result()
 
-    def _make(self, number: int, scheduler: Scheduler, voices: Mapping[str, AnyVoice]) -> None:
+    def _make(self, number: int, scheduler: Scheduler | Share, voices: Mapping[str, AnyVoice]) -> None:
         clip = self.manifest.clips[number]
         passage, voice = clip.passage, voices[clip.passage.speaker]
         try:

@@ -3,5 +3,6 @@
 from .policy import Priority
 from .request import Event, Handle, StreamHandle
 from .scheduler import Scheduler
+from .share import Share
 
-__all__ = ["Event", "Handle", "Priority", "Scheduler", "StreamHandle"]
+__all__ = ["Event", "Handle", "Priority", "Scheduler", "Share", "StreamHandle"]

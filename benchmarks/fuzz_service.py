@@ -1,0 +1,47 @@
+"""Schemathesis against the server's own OpenAPI document: no answer may be a 500, and each must be one that the document has.
+
+    python benchmarks/fuzz_service.py [--examples 100] [--seed 1]
+
+Needs: pip install schemathesis. The engine is the fake one, so that speech takes no time; voices and jobs are kept in a
+temporary folder. Exits with 1 where something was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from serving import serving
+
+# 500 is in no operation of the document, so a conforming status is none
+CHECKS = "status_code_conformance,content_type_conformance,response_schema_conformance"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--examples", type=int, default=100, help="of each operation")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORTOISE_RT_VOICES"] = str(Path(folder) / "voices")
+        os.environ["TORTOISE_RT_CACHE"] = str(Path(folder) / "cache")
+        with serving(jobs=Path(folder) / "jobs", timeout=20, per_minute=10**6) as server:
+            command = [
+                str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json", "--checks", CHECKS,
+                "--max-examples", str(options.examples), "--seed", str(options.seed), "--mode", "all", "--workers", "1",
+                "--request-timeout", "60", "--suppress-health-check", "all",
+            ]  # fmt: skip
+            code = subprocess.run(command, cwd=folder, check=False).returncode
+            server.settled()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

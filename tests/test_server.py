@@ -1,0 +1,521 @@
+"""Speech over HTTP: what it says, what it refuses, and what becomes of clients that leave."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from scheduling import TOKENIZER
+from serving import ONE, SHORT, Running, Slow, alone, assert_sound, begun, samples, serving
+
+from tortoise_rt import config
+from tortoise_rt.server.app import make_app
+from tortoise_rt.server.encoding import FORMATS
+from tortoise_rt.server.fields import SETTINGS, Wish
+from tortoise_rt.server.limits import Keys
+from tortoise_rt.server.run import Server, listen
+from tortoise_rt.server.service import Service, Speech
+from tortoise_rt.sinks import to_16_bits
+from tortoise_rt.spec import SAMPLE_RATE
+from tortoise_rt.text import Tokenizer
+from tortoise_rt.tts import TextToSpeech
+from tortoise_rt.voice import load_voice
+
+LONG = " ".join(["The boat came in and went out again."] * 40)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_voices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("voices")
+        patch.setenv("TORTOISE_RT_VOICES", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with serving() as running:
+        yield running
+
+
+def error(answer: httpx.Response, status: int) -> str:
+    """The message of an error, which says nothing of this machine."""
+    assert answer.status_code == status, answer.content[:200]
+    told = answer.json()["error"]
+    assert set(told) == {"message", "type", "param", "code"}
+    assert "Traceback" not in told["message"] and "/tmp" not in told["message"]
+    return str(told["message"])
+
+
+# --- speech ---
+
+
+def test_sound_is_that_of_python(server: Running) -> None:
+    answer = server.speak()
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("audio/pcm")
+    assert answer.headers["x-seed"] == "7"
+    assert_sound(answer.content, alone())
+
+
+def test_every_setting_reaches_the_sound(server: Running) -> None:
+    fields = {"temperature": 0.5, "top_k": 20, "num_autoregressive_samples": 3, "decoder": "diffusion",
+              "diffusion_iterations": 4, "sampler": "ddim", "pause": 0.5}  # fmt: skip
+    assert_sound(server.speak(**fields).content, alone(**fields))
+
+
+def test_without_splitting_it_is_one_clip(server: Running) -> None:
+    voice = load_voice("alto")
+    assert voice is not None
+    tts = TextToSpeech(engine=server.service.engine, tokenizer_vocab_file=server.service.tokenizer.path)  # type: ignore[union-attr]
+    wav = tts.tts(
+        SHORT, list(voice.clips), use_deterministic_seed=7, verbose=False, max_mel_tokens=40, decoder="hifigan",
+        num_autoregressive_samples=1,
+    )  # fmt: skip
+    assert_sound(server.speak(split=False).content, to_16_bits(wav.reshape(-1)))
+
+
+def test_a_checked_clip_is_that_of_python(server: Running) -> None:
+    answer = server.speak(split=False, check=True, max_retries=1)
+    voice = load_voice("alto")
+    assert voice is not None
+    tts = TextToSpeech(engine=server.service.engine, tokenizer_vocab_file=server.service.tokenizer.path)  # type: ignore[union-attr]
+    wav = tts.tts(
+        SHORT, list(voice.clips), use_deterministic_seed=7, verbose=False, max_mel_tokens=40, decoder="hifigan",
+        num_autoregressive_samples=1, check=True, max_retries=1,
+    )  # fmt: skip
+    assert_sound(answer.content, to_16_bits(wav.reshape(-1)))
+
+
+def test_many_at_once_are_each_as_alone(server: Running) -> None:
+    wanted = {seed: alone(seed=seed) for seed in range(6)}
+    found: dict[int, bytes] = {}
+    threads = [
+        threading.Thread(target=lambda seed=seed: found.update({seed: server.speak(seed=seed).content}))
+        for seed in wanted
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, sound in wanted.items():
+        assert_sound(found[seed], sound)
+    assert len({*found.values()}) == 6
+    server.settled()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("stream", [True, False])
+def test_formats_hold_the_sound(server: Running, name: str, stream: bool) -> None:
+    answer = server.speak(response_format=name, stream=stream)
+    assert answer.headers["content-type"] == FORMATS[name].media_type
+    assert ("content-length" in answer.headers) is not stream
+    wanted = samples(alone()) / 32767
+    if name == "pcm":
+        found = samples(answer.content) / 32767
+    elif (
+        name == "flac" and stream
+    ):  # libsndfile alone cannot read one whose length was not known when it was begun
+        whole = server.speak(response_format=name, stream=False).content
+        head = 4 + 4 + 34  # "fLaC", and the block with sizes, length and checksum, which is the first
+        assert answer.content[:4] == b"fLaC" and answer.content[head:] == whole[head:]
+        return
+    else:
+        found, rate = soundfile.read(io.BytesIO(answer.content))
+        assert rate == SAMPLE_RATE
+    if name in ("wav", "pcm", "flac"):
+        assert np.abs(found - wanted).max() < 1e-4
+    else:  # codecs have a delay, and may add some silence
+        assert abs(len(found) - len(wanted)) <= 3 * 1152
+        spectra = [np.abs(np.fft.rfft(wav, 1 << 17))[:20000] for wav in (found, wanted)]
+        assert np.corrcoef(*spectra)[0, 1] > 0.95
+
+
+def test_files_say_that_a_machine_speaks(server: Running) -> None:
+    for stream in (True, False):
+        content = server.speak(response_format="wav", stream=stream).content
+        assert b"Synthetic speech" in content and b"seed 7" in content
+
+
+def test_events_hold_the_sound(server: Running) -> None:
+    answer = server.speak(stream_format="sse")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = [json.loads(line[6:]) for line in answer.text.split("\n\n") if line]
+    assert {event["type"] for event in events[:-1]} == {"speech.audio.delta"} and len(events) > 2
+    assert_sound(b"".join(base64.b64decode(event["audio"]) for event in events[:-1]), alone())
+    assert events[-1]["type"] == "speech.audio.done" and events[-1]["usage"]["input_tokens"] == len(SHORT)
+
+
+def test_the_official_client_works() -> None:
+    openai = pytest.importorskip("openai")
+    with serving(keys={"me": "a-key-of-sixteen-"}) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="a-key-of-sixteen-", max_retries=0)
+        body = {"max_mel_tokens": 40, "seed": 7}
+        made = client.audio.speech.create(
+            model="tts-1", voice="alto", input=SHORT, response_format="pcm", extra_body=body
+        )
+        assert_sound(made.read(), alone())
+        with client.audio.speech.with_streaming_response.create(
+            model="tts-1", voice="alto", input=SHORT, response_format="pcm", extra_body=body
+        ) as answer:
+            assert_sound(b"".join(answer.iter_bytes()), alone())
+        assert "tts-1" in [model.id for model in client.models.list()]
+        with pytest.raises(openai.BadRequestError, match='unknown voice "alloy"'):
+            client.audio.speech.create(model="tts-1", voice="alloy", input=SHORT)
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong").models.list()
+
+
+# --- what is refused ---
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"input": ""}, "empty"),
+    ({"input": "   "}, "empty"),
+    ({"input": 3}, "must be a text"),
+    ({"input": None}, "must be a text"),
+    ({"input": "a" * 20001}, "20001 characters; the limit is 20000"),
+    ({"input": "\u200b"}, "nothing to say"),
+    ({"voice": "nobody"}, "unknown voice"),
+    ({"voice": "../../etc/passwd"}, "unknown voice"),
+    ({"voice": "/etc"}, "unknown voice"),
+    ({"voice": {"id": 3}}, "voice must be a name"),
+    ({"voice": ""}, "voice must be a name"),
+    ({"model": "gpt-4"}, "unknown model"),
+    ({"response_format": "aac"}, "unknown response_format"),
+    ({"speed": 1.5}, "speed is 1.5; it must be 1"),
+    ({"instructions": "Whisper."}, "in \\[brackets\\]"),
+    ({"temprature": 1}, 'Did you mean "temperature"'),
+    ({"temperature": 0}, "temperature is 0"),
+    ({"temperature": "hot"}, "must be a number"),
+    ({"temperature": True}, "must be a number"),
+    ({"k": 2}, "k is 2"),
+    ({"seed": -1}, "seed is -1"),
+    ({"preset": "slow"}, "unknown preset"),
+    ({"check": True}, "add split false"),
+    ({"timeout": 0}, "timeout is 0"),
+    ({"stream": "yes"}, "stream must be true or false"),
+    ({"stream_format": "ogg"}, "unknown stream_format"),
+    ({"input": "[no end"}, "\\["),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "says"), WRONG, ids=[str(fields)[:40] for fields, _ in WRONG])
+def test_a_wrong_field_is_named(server: Running, fields: dict[str, Any], says: str) -> None:
+    assert re.search(says, error(server.speak(**fields), 400))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'"text"', b"\xff\xfe", b"[" * 100_000, b'{"input": "\\ud800"}', b'{"seed": ' + b"9" * 5000 + b"}",
+     b'{"input": "Hi.", "temperature": NaN}', b'{"input": "Hi.", "temperature": 1e999}'],
+)  # fmt: skip
+def test_a_body_that_is_none(server: Running, body: bytes) -> None:
+    error(server.http.post("/v1/audio/speech", content=body), 400)
+
+
+def test_a_body_too_large(server: Running) -> None:
+    most = server.service.limits.body_bytes
+    error(server.http.post("/v1/audio/speech", content=b"x" * (most + 1)), 413)
+    pieces = (b"x" * 65536 for _ in range(most // 65536 + 1))
+    error(server.http.post("/v1/audio/speech", content=pieces), 413)
+
+
+def test_paths_and_methods_that_are_not_there(server: Running) -> None:
+    assert "there is no /v1/nothing" in error(server.http.get("/v1/nothing"), 404)
+    assert "GET is not for this path" in error(server.http.get("/v1/audio/speech"), 405)
+    assert "there is no model" in error(server.http.get("/v1/models/gpt-4"), 404)
+    assert server.http.get("/v1/models/tts-1").json()["id"] == "tts-1"
+
+
+def test_an_engine_that_lacks_a_network_says_so() -> None:
+    from tortoise_rt.backends.fake import FakeEngine
+    from tortoise_rt.spec import GRAPHS
+
+    quick = frozenset(name for name in GRAPHS if not name.startswith(("diffusion", "univnet")))
+    with serving(FakeEngine(quick)) as server:
+        assert "diffusion" in error(server.speak(decoder="diffusion"), 422)
+        assert server.speak().status_code == 200
+
+
+# --- who may ask ---
+
+
+def test_keys(caplog: pytest.LogCaptureFixture) -> None:
+    right, other = "right-key-0123456789", "other-key-0123456789"
+    with caplog.at_level("INFO", "tortoise_rt.server"), serving(keys={"anna": right, "ben": other}) as server:
+        for header in (
+            "",
+            "Bearer wrong",
+            f"Basic {right}",
+            f"Bearer {right}x",
+            f"bearer {right[:-1]}",
+        ):
+            answer = server.http.get("/v1/models", headers={"Authorization": header})
+            assert "a key is needed" in error(answer, 401)
+            assert answer.headers["www-authenticate"] == "Bearer"
+        for key in (right, other):
+            assert (
+                server.http.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+            )
+        assert server.http.get("/metrics").status_code == 401
+        assert server.http.get("/healthz").status_code == server.http.get("/readyz").status_code == 200
+    facts = [record.facts for record in caplog.records if hasattr(record, "facts")]
+    assert {"anna", "ben"} <= {fact.get("who") for fact in facts}
+    assert right not in str(facts) + caplog.text and other not in str(facts) + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "no keys"),
+        ("anna short", "line 1"),
+        ("anna", "line 1"),
+        ("a aaaaaaaaaaaaaaaa\na bbbbbbbbbbbbbbbb", "line 2"),
+    ],
+)
+def test_files_of_keys(tmp_path: Path, content: str, says: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(content)
+    with pytest.raises(config.SettingsError, match=says):
+        Keys.read(path)
+    path.write_text("# ours\nanna 0123456789abcdef  # hers\n\nben fedcba9876543210\n")
+    assert Keys.read(path).name_of("fedcba9876543210") == "ben"
+    with pytest.raises(config.SettingsError, match="cannot read the keys"):
+        Keys.read(tmp_path / "none")
+
+
+def test_pages_of_other_sites_and_other_names_are_kept_out() -> None:
+    with serving(hosts={"127.0.0.1", "localhost"}, origins=("https://good.example",)) as server:
+        ask = server.http.get
+        assert "evil.example" in error(ask("/v1/models", headers={"Origin": "https://evil.example"}), 403)
+        assert "not called" in error(ask("/v1/models", headers={"Host": "evil.example"}), 403)
+        assert ask("/v1/models", headers={"Origin": server.url}).status_code == 200
+        assert ask("/v1/models", headers={"Host": f"localhost:{server.port}"}).status_code == 200
+        good = ask("/v1/models", headers={"Origin": "https://good.example"})
+        assert good.headers["access-control-allow-origin"] == "https://good.example"
+
+
+def test_limits_of_each_caller() -> None:
+    with serving(keys={"anna": "a" * 16, "ben": "b" * 16}, per_minute=2) as server:
+        anna, ben = ({"Authorization": f"Bearer {letter * 16}"} for letter in "ab")
+        body = {"input": SHORT, "response_format": "pcm", **ONE}
+        statuses = [
+            server.http.post("/v1/audio/speech", json=body, headers=anna).status_code for _ in range(3)
+        ]
+        answer = server.http.post("/v1/audio/speech", json=body, headers=anna)
+        assert statuses == [200, 200, 429] and 55 <= int(answer.headers["retry-after"]) <= 60
+        assert server.http.post("/v1/audio/speech", json=body, headers=ben).status_code == 200
+
+
+# --- clients that leave, and too many of them ---
+
+
+def test_a_client_that_leaves_frees_its_rows_at_once() -> None:
+    engine = Slow()
+    with serving(engine) as server:
+        engine.pause = 0.02
+        body = json.dumps({"input": LONG, "response_format": "pcm", **ONE, "max_mel_tokens": 500})
+        head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", server.port)) as early:  # before the first sound
+            early.sendall((head + body).encode())
+            begun(engine)
+        began = time.monotonic()
+        server.settled()
+        assert time.monotonic() - began < 2
+        with socket.create_connection(("127.0.0.1", server.port)) as late:  # while it is heard
+            late.sendall((head + body).encode())
+            assert late.recv(100).startswith(b"HTTP/1.1 200")
+        began = time.monotonic()
+        server.settled()
+        assert time.monotonic() - began < 2
+        engine.pause = 0
+        assert 'tortoise_rt_speeches_total{outcome="Cancelled"} 2.0' in server.http.get("/metrics").text
+        assert_sound(server.speak().content, alone())
+
+
+def test_a_client_that_leaves_before_its_request_is_there_is_no_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", "tortoise_rt.server"), serving() as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            time.sleep(0.2)
+        until = time.monotonic() + 10
+        while (
+            not (told := [r.facts for r in caplog.records if hasattr(r, "facts")])
+            and time.monotonic() < until
+        ):
+            time.sleep(0.01)
+    assert told[0]["status"] == 499 and not [r for r in caplog.records if r.levelname == "ERROR"]
+
+
+def test_a_client_that_does_not_read_stops_the_work_and_ends_at_its_time() -> None:
+    engine = Slow()
+    with serving(engine) as server:
+        text = " ".join([LONG] * 10)
+        body = json.dumps(
+            {"input": text, "response_format": "pcm", **ONE, "max_mel_tokens": 500, "timeout": 3}
+        )
+        head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(("127.0.0.1", server.port))
+            deaf.sendall((head + body).encode())
+            time.sleep(1.5)
+            first = len(engine.runs)
+            time.sleep(0.7)
+            assert len(engine.runs) == first  # what nobody takes is not made
+            assert server.service.gate.inside == 1
+            time.sleep(1.2)
+            assert_sound(server.speak().content, alone())
+        server.settled()
+
+
+def test_too_many_are_told_to_wait() -> None:
+    engine = Slow()
+    with serving(engine, queue=2) as server:
+        engine.pause = 0.05
+        threads = [
+            threading.Thread(target=server.speak, args=(LONG,), kwargs={"timeout": 1.0, "stream": False})
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        begun(engine)
+        answer = server.speak()
+        assert "2 requests are in flight" in error(answer, 429) and int(answer.headers["retry-after"]) >= 1
+        for thread in threads:
+            thread.join()
+        engine.pause = 0
+        assert server.speak().status_code == 200
+
+
+def test_a_request_ends_at_its_time() -> None:
+    engine = Slow()
+    with serving(engine) as server:
+        engine.pause = 0.1
+        began = time.monotonic()
+        assert "within its 1 s" in error(server.speak(LONG, timeout=1, stream=False), 504)
+        assert time.monotonic() - began < 3
+        server.settled()
+
+
+def test_what_fails_while_it_is_heard_is_no_whole_answer() -> None:
+    engine = Slow()
+    with serving(engine) as server:
+        calls = 0
+
+        def fail(graph: str, rows: int) -> None:
+            nonlocal calls
+            calls += graph.startswith("hifigan")
+            if calls > 3:
+                raise RuntimeError("out of memory, at /tmp/secret")
+
+        engine.before = fail
+        with pytest.raises(httpx.RemoteProtocolError):
+            server.speak(LONG)
+        calls = 0
+        events = server.speak(LONG, stream_format="sse").text
+        assert '"type": "error"' in events and "the server failed" in events and "secret" not in events
+        calls = 4
+        assert "the server failed" in error(server.speak(), 500)
+        server.settled()
+
+
+# --- the server itself ---
+
+
+def test_it_tells_how_it_is(server: Running) -> None:
+    assert server.http.get("/readyz").json() == {"status": "ready"}
+    server.speak()
+    text = server.http.get("/metrics").text
+    for name in (
+        "tortoise_rt_in_flight 0.0", "tortoise_rt_rows 16.0", "tortoise_rt_rows_used 0.0", "process_resident_memory_bytes",
+        'tortoise_rt_first_audio_seconds_bucket{le="+Inf"}', "tortoise_rt_codes_total",
+    ):  # fmt: skip
+        assert name in text
+    assert server.http.get("/healthz", headers={"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    assert server.http.get("/healthz", headers={"X-Request-Id": "a b"}).headers["x-request-id"] != "a b"
+
+
+def test_stopping_lets_what_speaks_finish() -> None:
+    engine = Slow()
+    with serving(engine) as server:
+        engine.pause = 0.02
+        found: list[bytes] = []
+        thread = threading.Thread(target=lambda: found.append(server.speak().content))
+        thread.start()
+        begun(engine)
+        server.server.drain()
+        time.sleep(0.05)
+        assert httpx.get(f"{server.url}/readyz").status_code == 503
+        assert "stopping" in error(httpx.post(f"{server.url}/v1/audio/speech", json={"input": SHORT}), 503)
+        thread.join()
+        assert_sound(found[0], alone())
+        until = time.monotonic() + 10
+        while not server.server.should_exit and time.monotonic() < until:
+            time.sleep(0.01)
+        assert server.server.should_exit
+
+
+def test_the_document_says_what_is_checked(server: Running) -> None:
+    """Each setting's bounds in the document are those of the code: both sides of each are tried."""
+    assert SETTINGS.keys() == config.ARGUMENTS.keys()
+    document = server.http.get("/openapi.json").json()
+    assert document["openapi"].startswith("3.1")
+
+    def taken(name: str, value: Any) -> bool:
+        try:
+            config.make_settings(**{"num_autoregressive_samples": 4096, name: value})
+        except config.SettingsError:
+            return False
+        return True
+
+    for name, schema in SETTINGS.items():
+        if name == "k":
+            continue
+        step = 1 if schema["type"] == "integer" else 1e-9
+        for bound, sign in (("minimum", -1), ("maximum", 1)):
+            if bound in schema:
+                assert taken(name, schema[bound]) and not taken(name, schema[bound] + sign * step), name
+        if "exclusiveMinimum" in schema:
+            assert not taken(name, schema["exclusiveMinimum"]) and taken(
+                name, schema["exclusiveMinimum"] + step
+            ), name
+        for choice in schema.get("enum", []):
+            assert taken(name, choice)
+        assert not taken(name, "nothing of the kind")
+
+
+def test_a_server_that_cannot_speak_ends() -> None:
+    engine = Slow()
+
+    def fail(graph: str, rows: int) -> None:
+        raise RuntimeError("no memory")
+
+    engine.before = fail
+    service = Service(engine, Tokenizer(TOKENIZER))
+    server = Server(make_app(service), service, 1)
+    server.run([listen("127.0.0.1", 0)])
+    assert server.failed and not service.ready
+
+
+def test_the_servers_time_grows_with_the_sound_and_the_callers_does_not(server: Running) -> None:
+    """Who listens while it is made takes as long as the sound."""
+    service = server.service
+    open_end, strict = (Speech(service, Wish(seed=1, timeout=seconds), SHORT) for seconds in (None, 5.0))
+    assert open_end.limit == service.limits.timeout and strict.limit == 5
+    for speech in (open_end, strict):
+        speech.samples = 1000 * SAMPLE_RATE
+    assert open_end.limit == service.limits.timeout + 2000 and strict.limit == 5
