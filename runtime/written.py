@@ -103,7 +103,7 @@ _RULES: tuple[tuple[re.Pattern[str], Say], ...] = tuple(
         (r"(?<=[0-9])(st|nd|rd|th)-(?=[0-9]{1,9}(?:st|nd|rd|th)\b)", r"\1 to "),
         # -5, (-7), -$5; not 3 -2
         (rf"(?:(?<=^)|(?<=[\s(\[=<>,:]))(?<![0-9]\s)-(?={MONEY_SIGN}?\.?[0-9])", "minus "),
-        (rf"(?<=[A-Za-z0-9.,])(?={MONEY_SIGN}[0-9.,])", " "),  # US$5; 2$5 is not 25
+        (rf"(?<=[A-Za-z0-9.,°£€¥¢])(?={MONEY_SIGN}[0-9.,])", " "),  # US$5; 2$5 is not 25
         # $3.5M
         (
             rf"({MONEY_SIGN}[0-9][0-9.,]*)(?:([kKmMbBtT])|([mMbBtT])[nN])(?![A-Za-z0-9])",

@@ -34,13 +34,17 @@ async def live(socket: WebSocket) -> None:
     service: Service = socket.app.state.service
     state = socket.scope["state"]
     await socket.accept()
+    spoken = False
     try:
         while True:
             start = await _message(socket)
+            if spoken and start.get("type") in ("text", "end", "cancel"):
+                continue  # it was on its way when what it is about had ended
             if state["who"] is None:
                 state["who"] = known(socket.app.state.keys, str(start.pop("key", "")))
             if start.pop("type", None) != "start":
                 raise InputError('nothing is spoken: begin with {"type": "start"}')
+            spoken = True
             await _speak(socket, service, start)
     except WebSocketDisconnect:
         pass
