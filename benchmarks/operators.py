@@ -17,7 +17,7 @@ from typing import Any
 import onnxruntime
 
 from tortoise_rt.backends import open_engine
-from tortoise_rt.bench import graph_cases
+from tortoise_rt.bench_graphs import graph_cases
 from tortoise_rt.cli.progress import table
 from tortoise_rt.machine import environment
 

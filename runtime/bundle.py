@@ -17,6 +17,7 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
+from .engine import EngineInfo
 from .errors import BundleError
 from .spec import DIM_KEYS, GRAPHS
 
@@ -64,6 +65,22 @@ class Bundle:
         if not folder:
             raise BundleError(f"{self.folder} does not name its checkpoints: give --checkpoints DIR")
         return Path(folder)
+
+    def engine_info(self, backend: str, device: str) -> EngineInfo:
+        """What an engine over the bundle says of itself."""
+        manifest = self.manifest
+        return EngineInfo(
+            backend=backend,
+            device=device,
+            source=str(self.folder),
+            dims=self.dims,
+            graphs=frozenset(self.graphs),
+            tokenizer=self.tokenizer,
+            defaults=manifest["defaults"],
+            notice=manifest["model"].get("notice", ""),
+            fingerprint=manifest["model"].get("fingerprint", ""),
+            precision=manifest["precision"],
+        )
 
     def check_unchanged(self) -> None:
         """Raise BundleError when a file is no longer what was verified; nothing was, nothing is checked."""

@@ -122,3 +122,12 @@ def assert_sound(data: bytes, wanted: bytes) -> None:
     """Equal to the last bit but one: requests that run together may differ by rounding."""
     assert len(data) == len(wanted) > 0
     assert np.abs(samples(data) - samples(wanted)).max() <= 1
+
+
+def error(answer: httpx.Response, status: int) -> str:
+    """The message of an error, which says nothing of this machine."""
+    assert answer.status_code == status, answer.content[:200]
+    told = answer.json()["error"]
+    assert set(told) == {"message", "type", "param", "code"}
+    assert "Traceback" not in told["message"] and "/tmp" not in told["message"]
+    return str(told["message"])

@@ -12,7 +12,7 @@ from test_cli import ok, run
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from tortoise_rt import bench, make_settings, open_engine  # noqa: E402
+from tortoise_rt import bench, bench_graphs, make_settings, open_engine  # noqa: E402
 from tortoise_rt.backends.fake import FakeEngine  # noqa: E402
 from tortoise_rt.cli.bench import PARTS  # noqa: E402
 from tortoise_rt.engine import Array, ProxyEngine  # noqa: E402
@@ -128,6 +128,6 @@ def test_the_work_of_a_graph_is_that_of_its_matrices(
     for name in (casts.get(name, name) for name in products):
         if name in sizes and not name.startswith("mean"):
             found[any(part in name for part in of_rows)] += sizes[name]
-    properties, _ = bench._properties(open_engine(random_bundle), graph)
+    properties, _ = bench_graphs._properties(open_engine(random_bundle), graph)
     assert int(properties["multiply_adds"]) == found[False] > 0
     assert int(properties["multiply_adds_of_rows"]) == found[True] > 0

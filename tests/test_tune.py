@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 
 from tortoise_rt import Pipeline, make_settings, open_engine
 from tortoise_rt.backends.fake import FakeEngine
-from tortoise_rt.bench import precision_errors
+from tortoise_rt.bench_graphs import precision_errors
 from tortoise_rt.bundle import read_bundle
 from tortoise_rt.engine import Array, Engine, ProxyEngine
 from tortoise_rt.export import tune

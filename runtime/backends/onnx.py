@@ -34,7 +34,7 @@ def open_bundle(bundle: Bundle, device: str = "auto") -> OnnxEngine:
     Raises EngineError for a device that is unknown or that the installed ONNX Runtime does not offer, BundleMismatch
     when the bundle was made for another device, backend or a newer ONNX Runtime.
     """
-    manifest, target = bundle.manifest, bundle.manifest["target"]
+    target = bundle.manifest["target"]
     if device != "auto":
         _parse_device(device)
     if target["backend"] != "onnx":
@@ -53,18 +53,7 @@ def open_bundle(bundle: Bundle, device: str = "auto") -> OnnxEngine:
             f"Export one for it: tortoise-rt export --target {kinds[1]}"
         )
     _check_version(bundle.folder, target.get("requires", {}).get("onnxruntime", "0"))
-    info = EngineInfo(
-        backend="onnx",
-        device=wanted,
-        source=str(bundle.folder),
-        dims=bundle.dims,
-        graphs=frozenset(bundle.graphs),
-        tokenizer=bundle.tokenizer,
-        defaults=manifest["defaults"],
-        notice=manifest["model"].get("notice", ""),
-        fingerprint=manifest["model"].get("fingerprint", ""),
-        precision=manifest["precision"],
-    )
+    info = bundle.engine_info("onnx", wanted)
     kind: type[OnnxEngine] = OnnxEngine
     if kinds[0] == "cuda":
         from .onnx_standard import StandardEngine

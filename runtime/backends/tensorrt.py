@@ -35,7 +35,7 @@ def open_bundle(bundle: Bundle, device: str = "auto") -> TensorRTEngine:
     Raises BundleMismatch when the bundle is for another backend, GPU or version of the library, and says what rebuilds
     it; MissingDependency without the library; EngineError without a GPU.
     """
-    manifest, target = bundle.manifest, bundle.manifest["target"]
+    target = bundle.manifest["target"]
     if target["backend"] != "tensorrt" or target.get("library") not in LIBRARIES:
         raise BundleMismatch(
             f"{bundle.folder} was exported for {target['backend']}; this is the tensorrt backend. "
@@ -48,18 +48,7 @@ def open_bundle(bundle: Bundle, device: str = "auto") -> TensorRTEngine:
     check_version(bundle, library.__version__)
     gpu = Device(int(number or 0))
     check_gpu(bundle, gpu)
-    info = EngineInfo(
-        backend="tensorrt",
-        device=f"cuda:{gpu.number}",
-        source=str(bundle.folder),
-        dims=bundle.dims,
-        graphs=frozenset(bundle.graphs),
-        tokenizer=bundle.tokenizer,
-        defaults=manifest["defaults"],
-        notice=manifest["model"].get("notice", ""),
-        fingerprint=manifest["model"].get("fingerprint", ""),
-        precision=manifest["precision"],
-    )
+    info = bundle.engine_info("tensorrt", f"cuda:{gpu.number}")
     return TensorRTEngine(bundle.folder, info, bundle.graphs, library, gpu, bundle.check_unchanged)
 
 

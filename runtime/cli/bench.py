@@ -109,7 +109,8 @@ def bench(
     tortoise-rt bench --engine my-engine -o bench.jsonl --plot bench.png
     tortoise-rt bench --only graphs --precision auto
     """
-    from ..bench import ceilings, verify
+    from ..bench import verify
+    from ..bench_graphs import ceilings
     from ..machine import environment
     from ..tts import choose_engine
 
@@ -195,6 +196,7 @@ def measure(
 ) -> list[Row]:
     """All rows, each part's table printed when it is there."""
     from .. import bench as bench_of
+    from .. import bench_graphs
 
     rows: list[Row] = []
 
@@ -204,12 +206,12 @@ def measure(
             click.echo("\n" + report(found))
 
     if "graphs" in parts:
-        found, cases = [], list(bench_of.graph_cases(engine))
+        found, cases = [], list(bench_graphs.graph_cases(engine))
         for done, case in enumerate(cases):
             bar(f"{case.graph}, {case.what}", done, len(cases))
-            found.append(bench_of.time_graph(engine, case, repeats, limits))
+            found.append(bench_graphs.time_graph(engine, case, repeats, limits))
         show(found)
-        show(bench_of.precision_errors(engine))
+        show(bench_graphs.precision_errors(engine))
     if "presets" in parts:
         found = []
         for done, preset in enumerate(presets):
