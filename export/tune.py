@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tortoise_rt import autoregressive, conditioning, diffusion, ranking
-from tortoise_rt.bench import decode_step
+from tortoise_rt.bench_graphs import decode_step
 from tortoise_rt.config import Settings, make_settings
 from tortoise_rt.engine import Array, Engine, KVCache, ProxyEngine
 from tortoise_rt.rng import Philox

@@ -23,7 +23,7 @@ def fitted(text: str, fits: Callable[[str], int], brackets: bool) -> Iterator[st
     With ``brackets``, those that are open where it is cut are closed and opened again.
     """
     parts = fits(text)
-    if parts == 1:
+    if parts == 1 or (parts and len(text) == 1):
         yield text
     elif parts > 1:
         middle = len(text) // 2

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -146,30 +146,43 @@ class Reader:
         self._sentences = sentences = _Sentences(whole, live=not isinstance(text, str))
         if self._cancelled.is_set():
             sentences.close()
+        present: _Said | None = None
         following: Future[_Said | None] | None = None
-        with ThreadPoolExecutor(1, "ahead") as ahead:
-            present: _Said | None = None
-            try:
-                present = self._begin(sentences.next())
-                self._began = self._told = time.monotonic()
-                while present is not None:
-                    following = ahead.submit(self._after, present, sentences)
-                    first = True
-                    for wav in self._sound(present, following):
-                        if first:  # there is time now
-                            following.add_done_callback(self._hasten)
-                        yield Piece(wav, present.number, present.sentence.text, first)
-                        first = False
-                    present = following.result()
-            finally:
-                sentences.close()
-                for said in (present, None if following is None else _result(following)):
-                    if said is not None:
-                        said.handle.cancel()
+        try:
+            present = self._begin(sentences.next())
+            self._began = self._told = time.monotonic()
+            while present is not None:
+                following = self._ahead(present, sentences)
+                first = True
+                for wav in self._sound(present, following):
+                    if first:  # there is time now
+                        following.add_done_callback(self._hasten)
+                    yield Piece(wav, present.number, present.sentence.text, first)
+                    first = False
+                present = following.result()
+        finally:
+            sentences.close()
+            if present is not None:
+                present.handle.cancel()
+            if following is not None:  # which may still be waiting
+                following.add_done_callback(_give_up)
         if self._cancelled.is_set():
             raise Cancelled("the reading was cancelled")
         if sentences.given == 0:
             raise TextError("there is nothing to say: the text is empty once cleaned")
+
+    def _ahead(self, said: _Said, sentences: _Sentences) -> Future[_Said | None]:
+        """:meth:`_after` in a thread that nobody waits for, at the program's end either: the text may never go on."""
+        following: Future[_Said | None] = Future()
+
+        def begin() -> None:
+            try:
+                following.set_result(self._after(said, sentences))
+            except BaseException as error:  # whatever it is, the reader gets it
+                following.set_exception(error)
+
+        threading.Thread(target=begin, name="ahead", daemon=True).start()
+        return following
 
     def _after(self, said: _Said, sentences: _Sentences) -> _Said | None:
         """The next sentence, begun once the present one is drawn and the next is there. The first sound comes before it."""
@@ -250,6 +263,12 @@ class Reader:
 def _result(following: Future[_Said | None]) -> _Said | None:
     """What came of it; waits for that."""
     return None if following.exception() else following.result()
+
+
+def _give_up(following: Future[_Said | None]) -> None:
+    said = _result(following)
+    if said is not None:
+        said.handle.cancel()
 
 
 class _Sentences:

@@ -13,7 +13,7 @@ import numpy as np
 from .alignment import Spelt, Word, common_confidence, moved, require_aligner, spell, typical_confidence
 from .engine import Array, Engine
 from .errors import TextError
-from .sentences import Sentence
+from .sentences import LONGEST, Sentence
 from .spec import SAMPLE_RATE
 
 #: typical confidence of a clip's words from which on they are believed to be where they were found. Of the small
@@ -82,10 +82,22 @@ def outside(text: str) -> str:
 
 def all_in_brackets(text: str) -> bool:
     """Whether nothing would be heard of a text that has brackets; raises a TextError as :func:`parts`."""
-    found = parts(text)
-    return any(part.inside for part in found) and not any(
-        c.isalnum() for part in found if not part.inside for c in part.text
-    )
+    return any(part.inside for part in parts(text)) and not speaks(text)
+
+
+def speaks(text: str) -> bool:
+    """Whether there is a letter or digit outside a text's pairs of brackets."""
+    return any(map(str.isalnum, _PAIR.sub("", text)))
+
+
+def split_outside(text: str, mark: str) -> list[str]:
+    """``text.split(mark)``, but for what is in pairs of brackets."""
+    found, start = [], 0
+    for match in re.finditer(rf"{_PAIR.pattern}|{re.escape(mark)}", text):
+        if match[0] == mark:
+            found.append(text[start : match.start()])
+            start = match.end()
+    return [*found, text[start:]]
 
 
 def check(text: str, engine: Engine | None = None) -> bool:
@@ -155,13 +167,19 @@ def cut(wav: Array, words: Sequence[Word], prompt: Prompt) -> tuple[Array, list[
 
 
 def whole_brackets(sentences: Iterable[Sentence]) -> Iterator[Sentence]:
-    """The sentences of a text, those joined that brackets hold together; one that is all in brackets is joined to the next."""
+    """The sentences of a text, those joined that brackets hold together; one that is all in brackets is joined to the next.
+
+    Where that becomes long, what stands before the bracket that is open is a sentence.
+    """
     held: Sentence | None = None
     for sentence in sentences:
         held = sentence if held is None else held._replace(text=f"{held.text} {sentence.text}")
         if not _waits(held.text):
             yield held
             held = None
+        elif len(held.text) > LONGEST and speaks(before := held.text[: held.text.rindex("[")]):
+            yield held._replace(text=before.strip())
+            held = Sentence(held.text[len(before) :])
     if held is not None:
         yield held
 
@@ -179,7 +197,7 @@ def _waits(text: str) -> bool:
     rest = _PAIR.sub("", text)
     if "[" in rest and "]" not in rest:
         return len(rest) - rest.index("[") <= MOST_JOINED
-    return "[" in text and not any(c.isalnum() for c in rest) and len(text) <= MOST_JOINED
+    return "[" in text and not speaks(text) and len(text) <= MOST_JOINED
 
 
 def _joined(words: Sequence[Spelt]) -> str:

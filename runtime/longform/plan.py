@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import TextError
 from ..fitting import fitted
-from ..redaction import whole_brackets
+from ..redaction import speaks, split_outside, whole_brackets
 from ..sentences import Sentence
 from ..text import split_and_recombine_text
 from .document import Chapter, Document
@@ -18,8 +18,6 @@ MOST = 1.5  #: times as many at most
 MARK = "|"  #: cuts a text where its writer wants it, brackets apart
 CLIP, PARAGRAPH, CHAPTER = "clip", "paragraph", "chapter"  #: what ends with a clip, the longest pause last
 ENDS = (CLIP, PARAGRAPH, CHAPTER)
-_BRACKETED = re.compile(r"\[[^\[\]]*\]")
-_OUTER_MARK = re.compile(r"\|(?![^\[\]]*\])")
 _WHOLE = re.compile(r"[.!?…:;,—–-][\"'”’»)\]*_]*$")
 
 
@@ -74,7 +72,7 @@ def heard(passages: Iterable[Passage]) -> tuple[Passage, ...]:
     """Those that are not all in brackets, as "[Illustration]" is; what ends with the others ends with those before them."""
     kept: list[Passage] = []
     for passage in passages:
-        if _letters(_BRACKETED.sub("", passage.text)):
+        if speaks(passage.text):
             kept.append(passage)
         elif kept:
             kept[-1] = replace(kept[-1], ends=max(kept[-1].ends, passage.ends, key=ENDS.index))
@@ -140,7 +138,7 @@ def _letters(text: str) -> int:
 
 def _pieces(text: str, length: int, brackets: bool) -> Iterator[str]:
     most = int(MOST * length)
-    parts = _OUTER_MARK.split(text) if brackets else text.split(MARK)
+    parts = split_outside(text, MARK) if brackets else text.split(MARK)
     for part in parts:
         words = " ".join(part.split())
         if len(parts) > 1 and len(words) <= most:
@@ -154,6 +152,6 @@ def _pieces(text: str, length: int, brackets: bool) -> Iterator[str]:
 def _whole_brackets(pieces: Iterable[str]) -> list[str]:
     """The pieces, joined where brackets hold them together or one of them is all in brackets."""
     joined = [sentence.text for sentence in whole_brackets(map(Sentence, pieces))]
-    if len(joined) > 1 and not _letters(_BRACKETED.sub("", joined[-1])):
+    if len(joined) > 1 and not speaks(joined[-1]):
         joined[-2:] = [" ".join(joined[-2:])]
     return joined

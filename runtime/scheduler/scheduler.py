@@ -7,10 +7,13 @@ that queues what it is asked and waits (``flight.py``). The loop (``loop.py``) d
 
 from __future__ import annotations
 
+import atexit
 import functools
 import itertools
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -36,6 +39,17 @@ KV_BUDGET = 4 << 30  #: bytes of keys and values
 
 T = TypeVar("T")
 H = TypeVar("H", bound=Handle[Any])
+
+
+_OPEN: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_OPEN.clear)  # whose threads are the parent's
+
+
+@atexit.register
+def _close_all() -> None:
+    """At the program's end: a loop that is within the engine would take the process down."""
+    for scheduler in list(_OPEN):
+        scheduler.close()
 
 
 class Scheduler:
@@ -76,6 +90,7 @@ class Scheduler:
         self._loop = Loop(engine, self._flight, capacity, strict)
         self._numbers = itertools.count()
         self._closed = False
+        _OPEN.add(self)
 
     @property
     def policy(self) -> Policy:
