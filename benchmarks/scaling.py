@@ -109,7 +109,7 @@ def draw(rows: list[Row], path: Path) -> None:
     for axis, grows in zip(axes, sizes, strict=True):
         for row in rows:
             if row["what"].startswith(grows):
-                least = [min(found) for found in row["seconds"]]
+                least = [min(found) or float("nan") for found in row["seconds"]]  # one sample is not ranked
                 label = f"{row['what']} (exponent {row['exponent']:g})"
                 axis.loglog(row["sizes"], least, "o-", label=label)
         axis.set_xlabel(grows)

@@ -90,10 +90,10 @@ async def _speak(socket: WebSocket, service: Service, start: dict[str, Any]) -> 
         try:
             end = await _sound(socket, speech)
         finally:
-            text.end()
             listening.cancel()  # before the end is told, as the client may start again behind it
             with contextlib.suppress(asyncio.CancelledError):
                 error = await listening
+            text.end()  # behind it, or the client's own end would seem to come too late
             socket.scope["state"]["log"] |= facts(speech)
         if error is not None:
             raise error
