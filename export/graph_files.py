@@ -111,7 +111,6 @@ def write_graphs(source: Checkpoints, graphs: Iterable[str], folder: Path, job: 
 def build_plans(written: Written, folder: Path, job: Job, steps: Steps) -> dict[str, str]:
     """Build each graph's plan into ``folder``; -> graph -> file. The graphs themselves are no part of a bundle then."""
     timing = cache_folder() / "timing" / f"{job.target.library}-{job.library.__version__}.cache"
-    timing = cache_folder() / "timing" / f"tensorrt-{job.library.__version__}.cache"
     times = job.target.library == "tensorrt"  # the other one only looks for a GPU then
     build = Build(job.library, job.capabilities, job.workspace_mib, timing if times else None)
     plans = {}

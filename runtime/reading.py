@@ -149,8 +149,9 @@ class Reader:
         present: _Said | None = None
         following: Future[_Said | None] | None = None
         try:
-            present = self._begin(sentences.next())
+            first_sentence = sentences.next()
             self._began = self._told = time.monotonic()
+            present = self._begin(first_sentence)
             while present is not None:
                 following = self._ahead(present, sentences)
                 first = True
@@ -187,7 +188,7 @@ class Reader:
     def _after(self, said: _Said, sentences: _Sentences) -> _Said | None:
         """The next sentence, begun once the present one is drawn and the next is there. The first sound comes before it."""
         said.handle.sampled.wait()
-        if sentences.closed:
+        if sentences.closed or said.handle.failed:
             return None
         following = sentences.next()
         return self._begin(following, Priority.STREAM if self.pace.sound else Priority.NORMAL, continues=True)

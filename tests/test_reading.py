@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -273,26 +273,64 @@ def test_the_pace_of_a_reading() -> None:
     assert 0 < made_reader.pace.first <= made_reader.pace.spent
 
 
-def test_whoever_is_slow_makes_no_bad_pace() -> None:
-    """Neither a text that comes late, nor whoever takes sound late, makes the stream slow."""
+class Clock:
+    """Stands in for the module time: time passes where the engine works, and where a test sleeps while nothing is worked on."""
+
+    def __init__(self, made: Scheduler, engine: Counting) -> None:
+        self.now = self.worked = 0.0
+        self._flight = made._flight
+        engine.before = lambda graph, rows: self._work()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def _work(self) -> None:
+        self.now += 0.001
+        self.worked += 0.001
+
+    def sleep(self, seconds: float, until: Callable[[], bool] = lambda: True) -> None:
+        limit = time.monotonic() + WAIT
+        while time.monotonic() < limit:
+            with self._flight.lock:
+                jobs = self._flight.jobs.values()
+                if until() and all(job.computes_since is None and job.waits_for is None for job in jobs):
+                    self.now += seconds
+                    return
+            time.sleep(0.001)
+        raise AssertionError("work goes on and on")
+
+
+def test_whoever_is_slow_makes_no_bad_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a text that comes late, nor whoever takes sound late, makes the stream slow: only work does."""
+    engine, heard = Counting(), set[int]()
 
     def late() -> Iterator[str]:
-        for sentence in ("The boat came in. ", "Who was on it? ", "Nobody knew. "):
-            time.sleep(0.4)
-            yield sentence
+        for number, part in enumerate(("The boat came in. ", "Who was on it? ", "Nobody knew. ")):
+            clock.sleep(0.4, until=lambda: len(heard) >= number - 1)  # noqa: B023
+            yield part  # which makes the sentence before it certain
 
-    with scheduler(FakeEngine()) as made:
-        waiting = reader(made)
-        assert len({piece.sentence for piece in waiting.read(late())}) == 3
-        assert waiting.pace.spent < 0.4 and waiting.pace.first < 0.2 and waiting.pace.gap < 0.2
-        slow = reader(made, chunks=Chunks(1, 1))
-        for _ in slow.read("The boat came in. Who was on it?"):
-            time.sleep(0.05)
-        assert 0 < slow.pace.spent < 1 and slow.pace.idle > 0.5 and slow.pace.gap < 0.2
-        done = reader(made, decoder="diffusion", diffusion_iterations=2)
-        for _ in done.read("The boat came in. Who was on it? Nobody knew."):
-            time.sleep(0.4)
-        assert 0 < done.pace.spent < 0.4 and done.pace.gap < 0.2
+    with scheduler(engine) as made:
+        clock = Clock(made, engine)
+        for module in ("reading", "scheduler.flight", "scheduler.request"):
+            monkeypatch.setattr(f"tortoise_rt.{module}.time", clock)
+
+        def pace(made_reader: Reader, text: Any, seconds: float) -> Pace:
+            clock.worked = 0.0
+            heard.clear()
+            for piece in made_reader.read(text):
+                heard.add(piece.sentence)
+                clock.sleep(seconds)
+            found = made_reader.pace
+            assert 0 < found.first <= found.spent < clock.worked + 1e-9 and found.gap < clock.worked + 1e-9
+            return found
+
+        waiting = pace(reader(made), late(), 0)
+        assert len(heard) == 3 and waiting.idle == pytest.approx(0.4)  # 0.8 s more were before it began
+        slow = pace(reader(made, chunks=Chunks(1, 1)), "The boat came in. Who was on it?", 0.05)
+        assert len(heard) == 2 and slow.idle > 0.2
+        text = "The boat came in. Who was on it? Nobody knew."
+        done = pace(reader(made, decoder="diffusion", diffusion_iterations=2), text, 0.4)
+        assert len(heard) == 3 and done.idle > 0.3
 
 
 def test_the_pace_of_sentences_that_overlap() -> None:

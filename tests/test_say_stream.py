@@ -9,7 +9,6 @@ import signal
 import struct
 import subprocess
 import sys
-import textwrap
 import time
 import types
 from pathlib import Path
@@ -124,30 +123,6 @@ def test_an_interruption_before_the_first_sound_ends_it_at_once(tmp_path: Path) 
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - began < 5
     assert process.returncode == 130 and b"Traceback" not in errors and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("what", ["a text that never goes on", "work in flight"])
-def test_a_program_ends_with_a_stream_open(what: str) -> None:
-    program = """
-        import sys, threading
-        from tortoise_rt import TextToSpeech
-
-        def text():
-            yield "Hello there. How are"
-            threading.Event().wait()
-
-        tts = TextToSpeech()
-        if sys.argv[1] == "work in flight":
-            from tortoise_rt.voice import load_voice
-            from tortoise_rt.defaults import settings_for
-            settings = settings_for(tts.engine, num_autoregressive_samples=64)
-            tts.scheduler.submit("Hello there, how are you?", load_voice("alto"), settings, 1)
-        pieces = tts.tts_stream(text(), use_deterministic_seed=1)
-        print(len(next(pieces)))
-    """
-    command = [sys.executable, "-c", textwrap.dedent(program), what]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 0 and int(done.stdout) > 1000 and not done.stderr
 
 
 def test_a_hundred_thousand_characters_begin_at_once() -> None:

@@ -40,6 +40,7 @@ class Flight:
         self.lock = threading.Condition(self._lock)  #: what the loop sleeps on
         self.jobs: dict[int, Job] = {}
         self.turns: list[Turn] = []  #: calls that wait
+        self.closed = False  #: whether no request may join any more
 
     def join(self, number: int, handle: Handle[Any]) -> Job:
         """With the lock held: a new request, whose thread is about to start."""

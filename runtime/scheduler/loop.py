@@ -6,10 +6,13 @@ threads are.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -26,6 +29,19 @@ PATIENCE = 0.02  #: seconds from when a thread goes on that the loop waits for w
 PROMPTS_KEPT = 4  #: of requests whose samples are all begun, for the latents of the best
 
 log = logging.getLogger("tortoise_rt")
+_OPEN: weakref.WeakSet[Loop] = (
+    weakref.WeakSet()
+)  #: one that runs is kept by its thread, though its scheduler is gone
+
+
+@atexit.register
+def _close_all() -> None:
+    """At the program's end: a thread that is within the engine would take the process down."""
+    try:
+        for loop in list(_OPEN):
+            loop.close()
+    except KeyboardInterrupt:  # by whom the engine's step lasts too long
+        os._exit(130)
 
 
 class Loop:
@@ -36,6 +52,13 @@ class Loop:
         self._capacity, self._strict = capacity, strict
         self.rows: Rows | None = None  #: made when first needed
         self.thread: threading.Thread | None = None
+        self._process = os.getpid()
+        _OPEN.add(self)
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process was forked from the one that it runs in, and so lacks its threads."""
+        return os.getpid() != self._process
 
     def start(self) -> None:
         """With the lock held: see to it that it runs."""
@@ -43,6 +66,20 @@ class Loop:
             thread = threading.Thread(target=self._run, name="tortoise-rt loop", daemon=True)
             thread.start()
             self.thread = thread
+
+    def close(self) -> None:
+        """Let nothing begin any more, give up what is in flight, and stop. Then every handle has its result or its error."""
+        if self.forked:
+            return
+        with self._flight.lock:
+            self._flight.closed = True
+            for number in self._flight.jobs:
+                self._flight.give_up(number)
+            thread, handles = self.thread, [job.handle for job in self._flight.jobs.values()]
+        if thread is not None:
+            thread.join()
+        for handle in handles:
+            handle.wait()
 
     def _run(self) -> None:
         while True:

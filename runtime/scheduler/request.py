@@ -43,6 +43,11 @@ class Handle(Generic[T]):
         """Whether it has ended, in whatever way."""
         return self._ended.is_set()
 
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended without a result."""
+        return self._error is not None
+
     def wait(self, timeout: float | None = None) -> bool:
         """Until it has ended, in whatever way, or ``timeout`` seconds have passed; -> whether it has."""
         return self._ended.wait(timeout)

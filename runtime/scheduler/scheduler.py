@@ -7,13 +7,10 @@ that queues what it is asked and waits (``flight.py``). The loop (``loop.py``) d
 
 from __future__ import annotations
 
-import atexit
 import functools
 import itertools
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -39,17 +36,6 @@ KV_BUDGET = 4 << 30  #: bytes of keys and values
 
 T = TypeVar("T")
 H = TypeVar("H", bound=Handle[Any])
-
-
-_OPEN: weakref.WeakSet[Scheduler] = weakref.WeakSet()
-os.register_at_fork(after_in_child=_OPEN.clear)  # whose threads are the parent's
-
-
-@atexit.register
-def _close_all() -> None:
-    """At the program's end: a loop that is within the engine would take the process down."""
-    for scheduler in list(_OPEN):
-        scheduler.close()
 
 
 class Scheduler:
@@ -89,8 +75,6 @@ class Scheduler:
         self._flight = Flight(Policy(count, queue=queue))
         self._loop = Loop(engine, self._flight, capacity, strict)
         self._numbers = itertools.count()
-        self._closed = False
-        _OPEN.add(self)
 
     @property
     def policy(self) -> Policy:
@@ -175,8 +159,13 @@ class Scheduler:
     ) -> H:
         if timeout is not None:
             check_number("timeout", timeout, 0, LONGEST)
+        if self._loop.forked:
+            raise RequestError(
+                "this process was forked from the one that opened the engine, whose threads it lacks: open an engine "
+                'here, or start processes by "spawn"'
+            )
         with self._flight.lock:
-            if self._closed:
+            if self._flight.closed:
                 raise RequestError("the scheduler is closed")
             number = next(self._numbers)
             deadline = None if timeout is None else time.monotonic() + timeout
@@ -201,15 +190,7 @@ class Scheduler:
 
     def close(self) -> None:
         """Give up what is in flight, and stop the loop. Then every handle has its result or its error."""
-        with self._flight.lock:
-            self._closed = True
-            for number in self._flight.jobs:
-                self._flight.give_up(number)
-            thread, handles = self._loop.thread, [job.handle for job in self._flight.jobs.values()]
-        if thread is not None:
-            thread.join()
-        for handle in handles:
-            handle.wait()
+        self._loop.close()
 
     def __enter__(self) -> Scheduler:
         return self
