@@ -63,25 +63,40 @@ def test_a_program_ends_with_a_stream_open(what: str) -> None:
 
 
 def test_a_program_ends_behind_the_engine_though_the_scheduler_is_gone() -> None:
-    """The engine is within a step of a request that was given up, and would take the process down."""
-    first = """
-        import atexit, threading
+    """A stream that is given up while it waits for its listener ends at once, and the engine may be within its next step."""
+    program = """
+        import atexit, gc, threading, time
 
-        step = 1
         running = lambda: [t.name for t in threading.enumerate() if t.name == "tortoise-rt loop"]
         atexit.register(lambda: print(running()))  # the first is called last
-    """
-    program = """
+        from scheduling import TEXTS, Counting, scheduler, settings, voice
+        from tortoise_rt.streaming import Chunks
+
+        step, within, engine = 0.02, threading.Event(), Counting()
+
+        def slow(graph, rows):
+            if graph == "ar_step":
+                within.set()
+                time.sleep(step)
+
         def speak():
-            handle = submit(scheduler(engine))
+            global step
+            long = settings(num_autoregressive_samples=1, max_mel_tokens=400)
+            handle = scheduler(engine).stream(TEXTS[2], voice(engine), long, 35, chunks=Chunks(1, 1))
+            while not handle.rests:
+                time.sleep(0.001)
+            step = 1
+            within.clear()
             within.wait()
             handle.cancel()
             handle.wait()
 
+        engine.before = slow
         speak()
+        gc.collect()
         print(running())
     """
-    process = start(first, SLOW, program)
+    process = start(program)
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and said.splitlines() == ["['tortoise-rt loop']", "[]"], errors
 
