@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -21,6 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The test model is so small that torch's threads only wait for each other, the more so under pytest-xdist.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: garbage need not be looked for in it, as each export does a dozen times."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -30,7 +30,7 @@ from judge.words import number_readings, reference_words, word_errors  # noqa: E
 
 #: Errors per word. The demo makes one to three in a hundred, by the processor's rounding; noise is near 1.
 UNDERSTOOD = 0.08
-SENTENCES = 20  #: of those of every day: a recogniser takes a second for each
+SENTENCES = 12  #: of those of every day: a recogniser takes seconds for each
 NEED_RECOGNISER = "TORTOISE_RT_NEED_RECOGNISER"  #: set by scripts/check: without a recogniser, tests fail
 
 

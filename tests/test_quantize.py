@@ -60,14 +60,14 @@ def test_weights_with_one_scale_for_each_output(inputs: int, outputs: int, seed:
 
 
 @pytest.fixture(scope="module")
-def bundles(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """All networks in fp32 and in int8, without their checks."""
+def bundles(data: Path, random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """All networks in every precision, without their checks."""
     folder = tmp_path_factory.mktemp("precisions")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORTOISE_RT_CACHE", str(folder / "cache"))
-        for precision in quantize.PRECISIONS:
+        for precision in REDUCED:
             export_bundle(data, folder / precision, check=False, precision=precision)
-    return {precision: folder / precision for precision in quantize.PRECISIONS}
+    return {"fp32": random_bundle, **{precision: folder / precision for precision in REDUCED}}
 
 
 @pytest.mark.parametrize("precision", REDUCED)
