@@ -29,9 +29,8 @@ PATIENCE = 0.02  #: seconds from when a thread goes on that the loop waits for w
 PROMPTS_KEPT = 4  #: of requests whose samples are all begun, for the latents of the best
 
 log = logging.getLogger("tortoise_rt")
-_OPEN: weakref.WeakSet[Loop] = (
-    weakref.WeakSet()
-)  #: one that runs is kept by its thread, though its scheduler is gone
+#: one that runs is kept by its thread, though its scheduler is gone
+_OPEN: weakref.WeakSet[Loop] = weakref.WeakSet()
 
 
 @atexit.register
