@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from .fitting import fitted, fitting
 from .pipeline import Pipeline, check_seed
 from .redaction import all_in_brackets, outside, whole_brackets
 from .rng import nth_seed
-from .scheduler import Handle, Priority, Scheduler, StreamHandle
+from .scheduler import AnyScheduler, Handle, Priority, StreamHandle
 from .sentences import Sentence, cut
 from .spec import SAMPLE_RATE
 from .streaming import CODE_SECONDS, MOST_GROWN, Chunks, Pace
@@ -90,7 +91,7 @@ class Reader:
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        scheduler: AnyScheduler,
         voice: Voice | VoiceLatents | None,
         settings: Settings,
         seed: int,
@@ -140,7 +141,7 @@ class Reader:
         """
         self.pace, self.complete = Pace(), True
         if self._voice is None:  # one for all sentences, whose seeds differ
-            draw = lambda engine: one_voice(engine, None, self._settings, self._seed)  # noqa: E731
+            draw = partial(one_voice, voice=None, settings=self._settings, seed=self._seed)
             self._voice = self._scheduler.call(draw).result()
         whole = sentences_said(text, self._fits, self._settings.redaction, self._split)
         self._sentences = sentences = _Sentences(whole, live=not isinstance(text, str))

@@ -20,6 +20,7 @@ from .read import read
 from .replay import replay
 from .say import say
 from .serve import serve
+from .triton import triton
 from .verify import verify
 from .voices import voices
 
@@ -66,5 +67,5 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (say, read, serve, fetch, export, verify, voices, detect, replay, bench, capi, doctor):
+for command in (say, read, serve, fetch, export, verify, voices, detect, replay, bench, capi, triton, doctor):
     main.add_command(command)

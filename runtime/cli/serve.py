@@ -6,10 +6,8 @@ from pathlib import Path
 
 import click
 
-from ..errors import MissingDependency, SettingsError
-from . import options
-
-KEYS_VARIABLE = "TORTOISE_RT_API_KEYS"
+from ..errors import MissingDependency
+from . import options, service_options
 
 
 @click.command()
@@ -27,13 +25,7 @@ KEYS_VARIABLE = "TORTOISE_RT_API_KEYS"
     type=click.IntRange(0, 65535),
     help="0 is a free one, which is printed.",
 )
-@click.option(
-    "--api-keys",
-    type=click.Path(path_type=Path),
-    envvar=KEYS_VARIABLE,
-    metavar="FILE",
-    help=f"Who may ask: a name and a key on each line. [default: ${KEYS_VARIABLE}, else anyone who can connect]",
-)
+@service_options.keys_option
 @click.option(
     "--wyoming",
     "wyoming_port",
@@ -41,43 +33,9 @@ KEYS_VARIABLE = "TORTOISE_RT_API_KEYS"
     metavar="PORT",
     help="Speak Wyoming as well, Home Assistant's protocol, on this port of --host. It knows no keys.",
 )
-@click.option(
-    "--queue", type=int, metavar="N", help="Requests in flight; more are told to wait. [default: 32]"
-)
-@click.option("--per-key", type=int, metavar="N", help="Of them, of one key (or address). [default: 16]")
-@click.option("--per-minute", type=int, metavar="N", help="Requests of one key (or address). [default: 600]")
-@click.option("--max-text", type=int, metavar="N", help="Characters of a request. [default: 20000]")
-@click.option("--max-upload", type=int, metavar="MB", help="Of a voice's clips together. [default: 64]")
-@click.option(
-    "--timeout",
-    type=float,
-    metavar="S",
-    help="Seconds that a request may take, beside twice those of its sound. [default: 600]",
-)
-@click.option(
-    "--drain",
-    type=float,
-    default=120.0,
-    show_default=True,
-    metavar="S",
-    help="Seconds that what speaks has to finish in when the server is stopped.",
-)
-@click.option(
-    "--rows",
-    type=int,
-    default=16,
-    show_default=True,
-    metavar="N",
-    help="Samples that are drawn side by side.",
-)
-@click.option("--strict", is_flag=True, help="Sound is the same to the bit whatever else is asked; slower.")
-@click.option(
-    "--allow-origin",
-    "origins",
-    multiple=True,
-    metavar="URL",
-    help="Let pages of another site use the server, as https://example.org; may be given several times.",
-)
+@service_options.limit_options
+@service_options.scheduler_options
+@service_options.origins_option
 @click.option(
     "--jobs",
     "jobs_folder",
@@ -136,29 +94,18 @@ def serve(
     except ImportError as error:
         raise MissingDependency(f"{error.name} is not installed: pip install 'tortoise-rt[serve]'") from None
 
-    from ..config import check_number
     from ..server.app import make_app
     from ..server.guard import is_loopback
     from ..server.jobs import Jobs
-    from ..server.limits import Keys, Limits
     from ..server.logs import set_up_log
     from ..server.run import Server, listen
     from ..server.service import Service
     from ..tts import choose_engine, choose_tokenizer
     from ..voice import check_folders
 
-    check_number("drain", drain, 0, 86_400)
-    if max_upload is not None:
-        max_upload <<= 20
-    given = {
-        "queue": queue, "each": per_key, "per_minute": per_minute, "text": max_text, "upload_bytes": max_upload,
-        "timeout": timeout,
-    }  # fmt: skip
-    limits = Limits(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    keys = None if api_keys is None else Keys.read(api_keys)
-    for origin in origins:
-        if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
-            raise SettingsError(f"the origin {origin} must be a scheme and a host, as https://example.org")
+    limits = service_options.limits_of(queue, per_key, per_minute, max_text, max_upload, timeout, drain)
+    keys = service_options.keys_of(api_keys)
+    service_options.check_origins(origins)
     folders = check_folders(voice_dirs)
     bound = listen(host, port)
     beside = None if wyoming_port is None else listen(host, wyoming_port)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from ..scheduler import Scheduler
+from ..scheduler import AnyScheduler, Scheduler
 
 if TYPE_CHECKING:
     from .service import Speech
@@ -20,7 +20,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Metrics:
     """A registry of its own, so that a process may hold several services."""
 
-    def __init__(self, scheduler: Scheduler, in_flight: Callable[[], int]) -> None:
+    def __init__(self, scheduler: AnyScheduler, in_flight: Callable[[], int]) -> None:
         self._scheduler, self._in_flight = scheduler, in_flight
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)  # memory, processor time, open files
@@ -56,8 +56,10 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """What is so at this moment."""
-        policy, rows = self._scheduler.policy, self._scheduler.rows
         yield GaugeMetricFamily("tortoise_rt_in_flight", "Requests for speech in flight.", self._in_flight())
+        if not isinstance(self._scheduler, Scheduler):  # engines elsewhere
+            return
+        policy, rows = self._scheduler.policy, self._scheduler.rows
         yield GaugeMetricFamily("tortoise_rt_calls_in_flight", "Sentences and other work begun.", len(policy))
         yield GaugeMetricFamily("tortoise_rt_rows", "Samples that can be drawn side by side.", policy.rows)
         yield GaugeMetricFamily("tortoise_rt_rows_used", "Samples that are drawn.", policy.rows - policy.free)

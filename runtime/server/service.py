@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from ..checking import retried
@@ -18,7 +19,7 @@ from ..errors import Cancelled, DeadlineExceeded, Refused, TortoiseError
 from ..pipeline import Result
 from ..reading import Piece, Reader
 from ..rng import fresh_seed
-from ..scheduler import Handle, Scheduler
+from ..scheduler import AnyScheduler, Handle, Scheduler
 from ..spec import SAMPLE_RATE
 from ..text import Tokenizer
 from ..voice import Voice, find_voices, load_voice
@@ -35,7 +36,7 @@ SPARE = 64  #: more of them: those of jobs
 
 
 class Service:
-    """Speech for many callers on one engine."""
+    """Speech for many callers on one engine, or on those of a ``scheduler`` that is given."""
 
     def __init__(
         self,
@@ -46,12 +47,13 @@ class Service:
         rows: int = 16,
         strict: bool = False,
         voice_dirs: Sequence[Path] = (),
+        scheduler: AnyScheduler | None = None,
     ) -> None:
         self.engine, self.tokenizer, self.voice_dirs = engine, tokenizer, voice_dirs
         self.limits = limits or Limits()
         self.gate = Gate(self.limits)
         queue = PER_REQUEST * self.limits.queue + SPARE  # a text once begun is never cut off by a full queue
-        self.scheduler = Scheduler(engine, tokenizer, rows=rows, queue=queue, strict=strict)
+        self.scheduler = scheduler or Scheduler(engine, tokenizer, rows=rows, queue=queue, strict=strict)
         self.metrics = Metrics(self.scheduler, lambda: self.gate.inside)
         self.ready = False
         self._speaking: set[Speech] = set()
@@ -211,7 +213,7 @@ class Speech:
         """The text as one clip, drawn again while an aligner hears something else."""
         scheduler, text = self._service.scheduler, self._text
         assert isinstance(text, str)
-        one = scheduler.call(lambda engine: one_voice(engine, voice, settings, self.seed)).result()
+        one = scheduler.call(partial(one_voice, voice=voice, settings=settings, seed=self.seed)).result()
 
         def say(seed: int) -> Result:
             self._handle = scheduler.submit(text, one, settings, seed)
