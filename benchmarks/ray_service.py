@@ -5,7 +5,7 @@
 
 Asks ``tortoise-rt serve`` for each of a set of requests, then the same of the application on Ray: one after the other; all at
 once, while a replica is killed (SIGKILL) each time a third of them is done; by a WebSocket; with a voice made of clips; without
-end, while all replicas and the front are replaced by new ones. Every answer must be the plain server's: its samples within
+end, while all replicas and the front are replaced by new ones, and while one replica becomes two. Every answer must be the plain server's: its samples within
 1/1000 of full scale, with --strict its bytes. In the end the front itself is killed, and what that costs is told. Exits
 with 1 where an answer is lost or another. Nothing but this machine's loopback is talked to.
 """
@@ -125,7 +125,13 @@ class Cluster:
         self._options: Body = {"replicas": 2, "queue": 256, "per-key": 256, "strict": options.strict}
         if options.engine is not None:
             self._options["engine"] = str(options.engine)
-        ray.init(num_cpus=CPUS, include_dashboard=False, object_store_memory=256 << 20, log_to_driver=options.log)
+        ray.init(
+            num_cpus=CPUS,
+            include_dashboard=False,
+            object_store_memory=256 << 20,
+            log_to_driver=options.log,
+            _node_ip_address="127.0.0.1",
+        )
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         self.deploy()
 
@@ -141,7 +147,11 @@ class Cluster:
 
         details = self._ray.get(_get_global_client()._controller.get_serve_instance_details.remote())
         found = details["applications"]["default"]["deployments"][deployment]["replicas"]
-        return [replica["pid"] for replica in found if str(getattr(replica["state"], "value", replica["state"])) == "RUNNING"]
+        return [
+            replica["pid"]
+            for replica in found
+            if str(getattr(replica["state"], "value", replica["state"])) == "RUNNING"
+        ]
 
     def until_there_are(self, count: int, deployment: str) -> float:
         """-> seconds waited."""
@@ -228,7 +238,9 @@ async def own_voice(http: httpx.AsyncClient, checks: Checks) -> Body:
     clip, rate = soundfile.read(next((shipped_voices() / "alto").glob("*.flac")))
     file = io.BytesIO()
     soundfile.write(file, clip, rate, format="FLAC")
-    made = await http.post("/v1/audio/voices", data={"name": "made"}, files={"files": ("a.flac", file.getvalue())})
+    made = await http.post(
+        "/v1/audio/voices", data={"name": "made"}, files={"files": ("a.flac", file.getvalue())}
+    )
     if made.status_code != 201:
         checks.faults.append(f"a voice could not be made: {made.text[:200]}")
         return {}
@@ -241,7 +253,7 @@ async def own_voice(http: httpx.AsyncClient, checks: Checks) -> Body:
 
 
 async def leaving(http: httpx.AsyncClient, checks: Checks) -> Body:
-    """Clients who leave take their places with them."""
+    """Clients who leave take their places with them, at a replica and in the queue before it."""
     body = {"input": "The boat came in and went out again. " * 100, "response_format": "pcm"}
 
     async def leave() -> None:
@@ -295,6 +307,30 @@ async def replaced(
     return {**counts, "replaced_within_s": round(took, 1), "longest_answer_s": round(longest, 1)}
 
 
+async def scaled(
+    http: httpx.AsyncClient, cluster: Cluster, wanted: list[tuple[Body, bytes]], checks: Checks
+) -> Body:
+    """From one replica there come to be two while more is asked than one should have."""
+    await asyncio.to_thread(cluster.deploy, replicas="1:2", rows=2)
+    ended, began = asyncio.Event(), time.monotonic()
+
+    async def caller(number: int) -> None:
+        while not ended.is_set():
+            body, sound = wanted[number % len(wanted)]
+            checks.same("while one replica became two", await ask(http, body), sound)
+            number += CALLERS
+
+    callers = [asyncio.create_task(caller(number)) for number in range(CALLERS)]
+    try:
+        await asyncio.to_thread(cluster.until_there_are, 2, "Speaker")
+    except RuntimeError as error:
+        checks.faults.append(str(error))
+    took = time.monotonic() - began
+    ended.set()
+    await asyncio.gather(*callers)
+    return {"two_after_s": round(took, 1)}
+
+
 async def front_killed(http: httpx.AsyncClient, cluster: Cluster, wanted: list[tuple[Body, bytes]]) -> Body:
     """Not a fault: requests are the front's."""
     tasks = [asyncio.create_task(ask(http, body)) for body, _ in wanted]
@@ -326,8 +362,9 @@ async def measure(options: argparse.Namespace, checks: Checks) -> Body:
                 ("killed", lambda: killed(http, cluster, wanted * 2, checks)),
                 ("live", lambda: live(cluster.url, wanted[:4], checks)),
                 ("own_voice", lambda: own_voice(http, checks)),
-                ("leaving", lambda: leaving(http, checks)),
                 ("replaced", lambda: replaced(http, cluster, wanted, checks)),
+                ("scaled", lambda: scaled(http, cluster, wanted, checks)),
+                ("leaving", lambda: leaving(http, checks)),
                 ("front_killed", lambda: front_killed(http, cluster, wanted)),
             ]
             for name, step in steps:
@@ -339,7 +376,9 @@ async def measure(options: argparse.Namespace, checks: Checks) -> Body:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--strict", action="store_true")
     parser.add_argument("--engine", type=Path)
@@ -360,7 +399,9 @@ def main() -> int:
         "compared": checks.compared, "equal_to_the_byte": checks.equal, "worst_difference": checks.worst,
         "faults": checks.faults, "environment": environment(),
     }  # fmt: skip
-    print(f"{checks.compared} compared, {checks.equal} equal to the byte, at most {checks.worst} of 32767 off")
+    print(
+        f"{checks.compared} compared, {checks.equal} equal to the byte, at most {checks.worst} of 32767 off"
+    )
     if options.output is not None:
         with options.output.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -17,20 +17,25 @@ from serving import SHORT, Slow, alone, assert_sound, begun
 
 from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.config import make_settings
-from tortoise_rt.engine import Array, Engine
+from tortoise_rt.engine import Engine
 from tortoise_rt.errors import Cancelled, EngineError, RequestError, TextError
 from tortoise_rt.reading import Reader
-from tortoise_rt.rng import Philox
 from tortoise_rt.scheduler import Scheduler
 from tortoise_rt.server.answers import status_of
-from tortoise_rt.server.fields import Wish, parse_speech
+from tortoise_rt.server.fields import parse_speech
 from tortoise_rt.server.limits import Limits
 from tortoise_rt.server.service import Service
 from tortoise_rt.serving import elsewhere
-from tortoise_rt.serving.elsewhere import Described, Done, Failed, Gone, Message, Order, RemoteScheduler, carry_out
+from tortoise_rt.serving.elsewhere import (
+    Described,
+    Gone,
+    Message,
+    Order,
+    RemoteScheduler,
+    carry_out,
+)
 from tortoise_rt.sinks import to_16_bits
 from tortoise_rt.text import Tokenizer
-from tortoise_rt.voice import load_voice
 
 FIELDS = {"max_mel_tokens": 40, "voice": "alto", "seed": 7, "response_format": "pcm"}
 

@@ -18,7 +18,9 @@ from . import options, service_options
     metavar="DIR",
     help="The repository: a folder that is made, or that has other models.",
 )
-@click.option("--name", default="tortoise", show_default=True, metavar="NAME", help="What the model is called.")
+@click.option(
+    "--name", default="tortoise", show_default=True, metavar="NAME", help="What the model is called."
+)
 @click.option(
     "--engine",
     type=options.FOLDER,

@@ -12,8 +12,8 @@ from ..errors import Cancelled
 from ..pipeline import Result
 from ..voice import Voice, VoiceLatents
 from .policy import Priority
+from .protocol import AnyScheduler
 from .request import Handle
-from .scheduler import Scheduler
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Share:
     """Submits with one priority. When it is closed, what it has in flight is given up, and nothing else of the scheduler."""
 
-    def __init__(self, scheduler: Scheduler, priority: Priority) -> None:
+    def __init__(self, scheduler: AnyScheduler, priority: Priority) -> None:
         self._scheduler, self._priority = scheduler, priority
         self._lock = threading.Lock()
         self._handles: set[Handle[Any]] = set()

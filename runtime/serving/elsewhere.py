@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, Protocol, TypeVar
 
-import numpy as np
-
 from ..engine import Array, Engine, EngineInfo
 from ..errors import Cancelled, EngineError, RequestError, TortoiseError
 from ..pipeline import Result
-from ..scheduler import Handle, Priority, Scheduler, StreamHandle
+from ..scheduler import AnyScheduler, Handle, Priority, StreamHandle
 from ..streaming import Pace
 from ..text import Tokenizer
 
@@ -72,7 +70,7 @@ Message = Array | Drawn | Done | Failed  #: arrays are sound, (samples,)
 # --- where the engine is ---
 
 
-async def carry_out(scheduler: Scheduler, order: Order) -> AsyncGenerator[Message, None]:
+async def carry_out(scheduler: AnyScheduler, order: Order) -> AsyncGenerator[Message, None]:
     """What becomes of an order. Closing the generator gives it up."""
     loop, told = asyncio.get_running_loop(), asyncio.Queue[Message]()
 
@@ -113,7 +111,9 @@ def _failed(error: BaseException) -> Failed:
     """With the cause of an engine's error; what is none of ours need not be known elsewhere, and goes as text."""
     ours = error if isinstance(error, TortoiseError) else RuntimeError(repr(error))
     cause = error.__cause__
-    return Failed(ours, cause if cause is None or isinstance(cause, TortoiseError) else RuntimeError(repr(cause)))
+    return Failed(
+        ours, cause if cause is None or isinstance(cause, TortoiseError) else RuntimeError(repr(cause))
+    )
 
 
 # --- where it is not ---
@@ -134,7 +134,7 @@ class Described(Engine):
     def __init__(self, info: EngineInfo) -> None:
         self.info = info
 
-    def _run(self, *_: Any) -> NoReturn:
+    def _run(self, *_: Any, **__: Any) -> NoReturn:
         raise EngineError("the engine is in another process: hand work to the scheduler's call()")
 
     _new_cache = _take_rows = _put_rows = _first_rows = _ar_step = _run
@@ -157,9 +157,7 @@ class _Flight:
 class RemoteScheduler:
     """Passes requests on to processes with engines. Thread-safe."""
 
-    def __init__(
-        self, engine: Engine, tokenizer: Tokenizer | None, send: Callable[[Order], Answer]
-    ) -> None:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer | None, send: Callable[[Order], Answer]) -> None:
         """``engine``: what they are made of. ``send``: hands an order to one of them, whichever is best."""
         self.engine, self.tokenizer = engine, tokenizer
         self.sent_again = 0  #: orders so far whose process died
@@ -173,7 +171,8 @@ class RemoteScheduler:
         return self._start(Order("submit", request, options), Handle)
 
     def stream(self, *request: Any, **options: Any) -> StreamHandle[Pace]:
-        return self._start(Order("stream", request, options), lambda *to: StreamHandle(*to, lambda number: None))
+        make_handle = functools.partial(StreamHandle, taken=lambda number: None)
+        return self._start(Order("stream", request, options), make_handle)
 
     def call(self, work: Callable[[Engine], T], priority: Priority = Priority.NORMAL) -> Handle[T]:
         """``work`` must be what can be pickled."""
@@ -200,7 +199,9 @@ class RemoteScheduler:
             number = next(self._numbers)
             handle = make_handle(number, flight.cancel)
             self._flights[number] = flight, handle
-        threading.Thread(target=self._follow, args=(flight, handle), name=f"order {number}", daemon=True).start()
+        threading.Thread(
+            target=self._follow, args=(flight, handle), name=f"order {number}", daemon=True
+        ).start()
         return handle
 
     def _follow(self, flight: _Flight, handle: Handle[Any]) -> None:
@@ -222,7 +223,8 @@ class RemoteScheduler:
         heard = 0  #: samples
         for attempt in range(TRIES):
             if attempt:
-                self.sent_again += 1
+                with self._lock:
+                    self.sent_again += 1
                 log.warning("a process with an engine has died; what it was asked goes to another")
                 flight.cancelled.wait(PAUSE * 2 ** (attempt - 1))
             flight.answer = self._send(flight.order)
@@ -244,4 +246,6 @@ class RemoteScheduler:
             except Gone:
                 if flight.cancelled.is_set():
                     raise
-        raise RequestError(f"{TRIES} processes with an engine have died of the request, or before it: see their logs")
+        raise RequestError(
+            f"{TRIES} processes with an engine have died of the request, or before it: see their logs"
+        )

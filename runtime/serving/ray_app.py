@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 from ..errors import EngineError, MissingDependency, TortoiseError
 
@@ -23,7 +23,7 @@ except ImportError as error:
     raise MissingDependency(f"{error.name} is not installed: pip install 'tortoise-rt[serve,ray]'") from None
 
 from prometheus_client import Gauge
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from ..engine import EngineInfo
 from ..server.app import make_app
@@ -95,14 +95,11 @@ class _Answer:
 class Front:
     """All that callers see, without an engine."""
 
-    present: ClassVar[Front | None] = None  #: of this process, which Ray gives to one replica
-
     def __init__(self, speakers: DeploymentHandle, options: FrontOptions) -> None:
         self._speakers, self._options = speakers, options
-        Front.present = self
 
-    async def application(self) -> ASGIApp:
-        """Made once a replica has told what it is."""
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Called by Ray at the start. Waits until a replica tells what it is."""
         info, tokenizer = await self._speakers.describe.remote()
         say = self._speakers.options(stream=True).say
         scheduler = RemoteScheduler(Described(info), tokenizer, lambda order: _Answer(say.remote(order)))
@@ -118,20 +115,6 @@ class Front:
         set_up_log(quiet=False)
         # Without keys it is for this machine alone, whatever Ray's proxy listens on.
         return make_app(service, keys, origins=self._options.origins, hosts=None if keys else LOOPBACK)
-
-
-
-class _Web:
-    """The front's application as Ray takes it: made when it is first called, at the start of a replica's process."""
-
-    def __init__(self) -> None:
-        self._made: ASGIApp | None = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._made is None:
-            assert Front.present is not None
-            self._made = await Front.present.application()
-        await self._made(scope, receive, send)
 
 
 def app(args: dict[str, Any]) -> serve.Application:
@@ -157,7 +140,7 @@ def app(args: dict[str, Any]) -> serve.Application:
         **ends,
     )
     front = serve.deployment(
-        serve.ingress(_Web())(Front),
+        serve.ingress()(Front),
         name="Front",
         max_ongoing_requests=MOST_CONNECTIONS,
         ray_actor_options={"num_cpus": 0},

@@ -86,7 +86,7 @@ def parse(given: Mapping[str, Any]) -> RayOptions:
     found = dict(context.params)
     drain = found.pop("drain")
     names = ("queue", "per_key", "per_minute", "max_text", "max_upload", "timeout")
-    limits = service_options.limits_of(*(found.pop(name) for name in names), drain)
+    limits = service_options.limits_of(**{name: found.pop(name) for name in names}, drain=drain)
     service_options.check_origins(found["origins"])
     front = FrontOptions(
         limits,
@@ -120,7 +120,7 @@ def _arguments(given: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _range(text: str) -> tuple[int, int]:
-    """"3" or "1:8" -> at least, at most."""
+    """ "3" or "1:8" -> at least, at most."""
     low, _, high = text.partition(":")
     try:
         found = int(low), int(high or low)

@@ -112,7 +112,9 @@ def _wish(fields: Mapping[str, Any], most_text: int) -> Wish:
     body = parse_json(texts.get("settings") or "{}", "settings")
     for name in ("input", "voice", "seed", "response_format", "stream_format", "stream"):
         if name in body:
-            raise InputError(f"settings must not have {name}: it has an input of its own, or is no matter here")
+            raise InputError(
+                f"settings must not have {name}: it has an input of its own, or is no matter here"
+            )
     body["input"] = texts["text"]
     if texts.get("voice"):
         body["voice"] = texts["voice"]
