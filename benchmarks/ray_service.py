@@ -141,6 +141,11 @@ class Cluster:
 
         self._serve.run(app({**self._options, **others}), logging_config={"log_level": "WARNING"})
 
+    def anew(self, **others: Any) -> None:
+        """The same, but behind an end of what runs."""
+        self._serve.delete("default")
+        self.deploy(**others)
+
     def replicas(self, deployment: str) -> list[int]:
         """Process ids of those that run."""
         from ray.serve.context import _get_global_client
@@ -152,6 +157,12 @@ class Cluster:
             for replica in found
             if str(getattr(replica["state"], "value", replica["state"])) == "RUNNING"
         ]
+
+    def one_more(self, deployment: str, dead: list[int]) -> int:
+        """The process id of one that is not dead: Ray takes some seconds to find out."""
+        while not (alive := [pid for pid in self.replicas(deployment) if pid not in dead]):
+            time.sleep(0.2)
+        return alive[0]
 
     def until_there_are(self, count: int, deployment: str) -> float:
         """-> seconds waited."""
@@ -177,7 +188,7 @@ async def killed(
     http: httpx.AsyncClient, cluster: Cluster, wanted: list[tuple[Body, bytes]], checks: Checks
 ) -> Body:
     """All at once, and a replica dies when a third is done, and again at two thirds."""
-    done, kills = 0, []
+    done, kills, dead = 0, list[int](), list[int]()
     third = len(wanted) // 3
 
     async def one(body: Body, sound: bytes) -> None:
@@ -188,14 +199,14 @@ async def killed(
     async def kill(behind: int) -> None:
         while done < behind:
             await asyncio.sleep(0.01)
-        (pid, *_) = await asyncio.to_thread(cluster.replicas, "Speaker")
+        pid = await asyncio.to_thread(cluster.one_more, "Speaker", dead)
         os.kill(pid, signal.SIGKILL)
+        dead.append(pid)
         kills.append(len(wanted) - done)
 
     tasks = [asyncio.create_task(one(*each)) for each in wanted]
     for behind in (third, 2 * third):
         await kill(behind)
-        await asyncio.to_thread(cluster.until_there_are, 1, "Speaker")
     ends = await asyncio.gather(*tasks, return_exceptions=True)
     lost = [repr(end) for end in ends if end is not None]
     checks.faults += [f"lost while a replica was killed: {end}" for end in lost]
@@ -311,7 +322,9 @@ async def scaled(
     http: httpx.AsyncClient, cluster: Cluster, wanted: list[tuple[Body, bytes]], checks: Checks
 ) -> Body:
     """From one replica there come to be two while more is asked than one should have."""
-    await asyncio.to_thread(cluster.deploy, replicas="1:2", rows=2)
+    await asyncio.to_thread(cluster.anew, replicas="1:2", rows=2)
+    if (count := len(cluster.replicas("Speaker"))) != 1:
+        checks.faults.append(f"there are {count} replicas before any is asked")
     ended, began = asyncio.Event(), time.monotonic()
 
     async def caller(number: int) -> None:

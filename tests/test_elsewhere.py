@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import pickle
 import queue
 import threading
@@ -22,6 +23,7 @@ from tortoise_rt.errors import Cancelled, EngineError, RequestError, TextError
 from tortoise_rt.reading import Reader
 from tortoise_rt.scheduler import Scheduler
 from tortoise_rt.server.answers import status_of
+from tortoise_rt.server.app import make_app
 from tortoise_rt.server.fields import parse_speech
 from tortoise_rt.server.limits import Limits
 from tortoise_rt.server.service import Service
@@ -198,5 +200,44 @@ def test_who_leaves_frees_the_rows_there() -> None:
         with pytest.raises(RequestError, match="closed"):
             far.near.submit("A boat.", voice(engine), settings(), 1)
         assert far.settled()
+    finally:
+        far.close()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_task_that_is_cancelled_gives_its_speech_up(first: int, caplog: pytest.LogCaptureFixture) -> None:
+    """As Ray's proxy ends a request whose client has left: before the first sound, or behind it."""
+    engine = Slow()
+    far = Far(engine)
+    service = Service(far.near.engine, far.near.tokenizer, Limits(), scheduler=far.near)
+    body = json.dumps({"input": "The boat came in and went out again. " * 9, **FIELDS, "max_mel_tokens": 500})
+    scope = {"type": "http", "method": "POST", "path": "/v1/audio/speech", "headers": [], "query_string": b""}
+
+    async def leave() -> None:
+        app, sent = make_app(service), list[Any]()
+        asked = [{"type": "http.request", "body": body.encode(), "more_body": False}]
+
+        async def receive() -> Any:
+            return asked.pop() if asked else await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async with app.router.lifespan_context(app):
+            task = asyncio.create_task(app({**scope, "app": app}, receive, send))
+            while len(sent) <= first * 2 and (first or not engine.steps):
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert service.gate.inside == 0 and await asyncio.to_thread(far.settled)
+
+    try:
+        engine.pause = 0.02
+        with caplog.at_level("INFO", "tortoise_rt.server"):
+            asyncio.run(asyncio.wait_for(leave(), WAIT))
+        (record,) = [record for record in caplog.records if hasattr(record, "facts")]
+        assert record.facts["outcome"] == "Cancelled"
+        assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
     finally:
         far.close()

@@ -22,7 +22,7 @@ from .fields import parse_json, parse_live
 from .guard import known
 from .incoming import IncomingText
 from .service import Service, Speech
-from .sound import encoded, facts, in_thread
+from .sound import facts, in_thread
 
 IDLE_SECONDS = 300.0  #: in which the client must say something while nothing is spoken
 MOST_MESSAGE = 1 << 20  #: characters
@@ -125,7 +125,7 @@ async def _sound(socket: WebSocket, speech: Speech) -> dict[str, Any]:
     """Send the sound; -> the message that tells what became of it."""
     threads: anyio.CapacityLimiter = socket.app.state.threads
     try:
-        async with contextlib.aclosing(in_thread(encoded(speech), threads)) as pieces:
+        async with contextlib.aclosing(in_thread(speech, threads)) as pieces:
             async for data, piece in pieces:
                 if piece is not None and piece.first:
                     await socket.send_json({"type": "sentence", "number": piece.sentence, "text": piece.text})

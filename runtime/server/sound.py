@@ -7,8 +7,9 @@ import base64
 import contextlib
 import json
 import logging
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import numpy as np
@@ -24,19 +25,31 @@ from .encoding import FORMATS, Encoder, encode
 from .service import Service, Speech
 
 log = logging.getLogger("tortoise_rt.server")
-T = TypeVar("T")
 
 
 async def in_thread(
-    made: Generator[T, None, None], limiter: anyio.CapacityLimiter
-) -> AsyncGenerator[T, None]:
-    """What ``made`` gives, each taken by a thread."""
+    speech: Speech, limiter: anyio.CapacityLimiter
+) -> AsyncGenerator[tuple[bytes, Piece | None], None]:
+    """What ``encoded`` gives, each taken by a thread. Whoever cancels the task that waits for it gives the speech up."""
+    made, executing = encoded(speech), threading.Lock()  # a thread may work on when nobody waits any more
+
+    def take() -> tuple[bytes, Piece | None] | None:
+        with executing:
+            return next(made, None)
+
+    def close() -> None:
+        with executing:
+            made.close()
+
     try:
-        while (item := await run_sync(next, made, None, limiter=limiter)) is not None:
+        while (item := await run_sync(take, limiter=limiter)) is not None:
             yield item
+    except asyncio.CancelledError:
+        speech.cancel(Cancelled("the client has gone"))
+        raise
     finally:
         with anyio.CancelScope(shield=True):
-            await run_sync(made.close, limiter=limiter)
+            await run_sync(close, limiter=limiter)
 
 
 def encoded(speech: Speech) -> Generator[tuple[bytes, Piece | None], None, None]:
@@ -100,7 +113,7 @@ class SoundResponse(Response):
                 scope["state"]["log"] |= facts(speech)
 
     async def _stream(self, speech: Speech, scope: Scope, receive: Receive, send: Send) -> None:
-        async with contextlib.aclosing(in_thread(encoded(speech), self._limiter)) as pieces:
+        async with contextlib.aclosing(in_thread(speech, self._limiter)) as pieces:
             first = await anext(pieces)  # raises what has a status of its own
             headers = _headers(speech)
             if speech.wish.sse:

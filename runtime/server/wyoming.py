@@ -33,7 +33,7 @@ from .answers import error_object
 from .fields import Wish
 from .incoming import IncomingText
 from .service import Service, Speech
-from .sound import encoded, facts, in_thread
+from .sound import facts, in_thread
 
 log = logging.getLogger("tortoise_rt.server")
 MOST_EVENT = 1 << 20  #: bytes of an event
@@ -181,7 +181,7 @@ class _Connection:
             with self._service.speech(wish, self._who, iter(text)) as speech:
                 self._speech = speech
                 try:
-                    async with contextlib.aclosing(in_thread(encoded(speech), self._threads)) as pieces:
+                    async with contextlib.aclosing(in_thread(speech, self._threads)) as pieces:
                         async for data, piece in pieces:
                             if piece is not None and speech.samples == len(piece.wav):
                                 await self._send(AudioStart(**SOUND))
