@@ -4,7 +4,7 @@
     python benchmarks/ray_service.py [--requests 24] [--strict] [--engine BUNDLE] [-o results.jsonl]
 
 Asks ``tortoise-rt serve`` for each of a set of requests, then the same of the application on Ray: one after the other; all at
-once, while a replica is killed (SIGKILL) each time a third of them is done; by a WebSocket; with a voice made of clips; without
+once, while a replica is killed when a third of them is done (SIGKILL), and when two thirds are (SIGTERM); by a WebSocket; with a voice made of clips; without
 end, while all replicas and the front are replaced by new ones, and while one replica becomes two. Every answer must be the plain server's: its samples within
 1/1000 of full scale, with --strict its bytes. In the end the front itself is killed, and what that costs is told. Exits
 with 1 where an answer is lost or another. Nothing but this machine's loopback is talked to.
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,18 +158,12 @@ class Cluster:
             if str(getattr(replica["state"], "value", replica["state"])) == "RUNNING"
         ]
 
-    def one_more(self, deployment: str, dead: list[int]) -> int:
-        """The process id of one that is not dead: Ray takes some seconds to find out."""
-        while not (alive := [pid for pid in self.replicas(deployment) if pid not in dead]):
-            time.sleep(0.2)
-        return alive[0]
-
-    def until_there_are(self, count: int, deployment: str) -> float:
-        """-> seconds waited."""
+    def until_there_are(self, count: int, deployment: str, dead: Sequence[int] = ()) -> float:
+        """-> seconds waited. Ray takes some seconds to find out who is ``dead``."""
         began = time.monotonic()
-        while len(self.replicas(deployment)) < count:
+        while len([pid for pid in self.replicas(deployment) if pid not in dead]) < count:
             if time.monotonic() > began + PATIENCE:
-                raise RuntimeError(f"there are not {count} replicas of {deployment} again")
+                raise RuntimeError(f"there are not {count} replicas of {deployment}")
             time.sleep(0.2)
         return time.monotonic() - began
 
@@ -187,7 +181,7 @@ async def one_by_one(http: httpx.AsyncClient, wanted: list[tuple[Body, bytes]], 
 async def killed(
     http: httpx.AsyncClient, cluster: Cluster, wanted: list[tuple[Body, bytes]], checks: Checks
 ) -> Body:
-    """All at once, and a replica dies when a third is done, and again at two thirds."""
+    """All at once, and a replica dies when a third is done, and another at two thirds."""
     done, kills, dead = 0, list[int](), list[int]()
     third = len(wanted) // 3
 
@@ -196,22 +190,23 @@ async def killed(
         checks.same("while a replica is killed", await ask(http, body), sound)
         done += 1
 
-    async def kill(behind: int) -> None:
+    async def kill(behind: int, by: signal.Signals) -> None:
         while done < behind:
             await asyncio.sleep(0.01)
-        pid = await asyncio.to_thread(cluster.one_more, "Speaker", dead)
-        os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(cluster.until_there_are, 1, "Speaker", dead)
+        pid = next(pid for pid in cluster.replicas("Speaker") if pid not in dead)
+        os.kill(pid, by)
         dead.append(pid)
         kills.append(len(wanted) - done)
 
     tasks = [asyncio.create_task(one(*each)) for each in wanted]
-    for behind in (third, 2 * third):
-        await kill(behind)
+    await kill(third, signal.SIGKILL)
+    await kill(2 * third, signal.SIGTERM)
     ends = await asyncio.gather(*tasks, return_exceptions=True)
     lost = [repr(end) for end in ends if end is not None]
     checks.faults += [f"lost while a replica was killed: {end}" for end in lost]
     again = await metric(http, "tortoise_rt_sent_again")
-    back = await asyncio.to_thread(cluster.until_there_are, 2, "Speaker")
+    back = await asyncio.to_thread(cluster.until_there_are, 2, "Speaker", dead)
     return {"requests": len(wanted), "unanswered_at_kills": kills, "lost": len(lost), "sentences_sent_again": again,
             "both_back_after_s": round(back, 1)}  # fmt: skip
 
@@ -269,9 +264,7 @@ async def leaving(http: httpx.AsyncClient, checks: Checks) -> Body:
 
     async def leave() -> None:
         with contextlib.suppress(asyncio.TimeoutError):
-            async with asyncio.timeout(2), http.stream("POST", "/v1/audio/speech", json=body) as answer:
-                async for _ in answer.aiter_raw():
-                    pass
+            await asyncio.wait_for(ask(http, body), 2)
 
     await asyncio.gather(*(leave() for _ in range(8)))
     began = time.monotonic()

@@ -182,6 +182,23 @@ def test_an_order_that_takes_processes_down_is_given_up(far: Far, monkeypatch: p
     assert_sound(said(far), alone())  # the next one is carried out
 
 
+def test_a_process_that_ends_in_good_order_has_died_as_well() -> None:
+    engine = Slow()
+    far = Far(engine)
+    try:
+        engine.pause = 0.02
+        handle = far.near.submit("How are you today, my dear?", voice(engine), settings(), 1)
+        begun(engine)
+        ending, far.scheduler = far.scheduler, Scheduler(engine, Tokenizer(TOKENIZER))
+        ending.close()
+        engine.pause = 0
+        wanted = far.scheduler.submit("How are you today, my dear?", voice(engine), settings(), 1).result()
+        assert np.abs(handle.result(WAIT).wavs[0] - wanted.wavs[0]).max() < 1e-4
+        assert far.near.sent_again == 1
+    finally:
+        far.close()
+
+
 def test_who_leaves_frees_the_rows_there() -> None:
     engine = Slow()
     far = Far(engine)

@@ -233,6 +233,8 @@ class RemoteScheduler:
             passed = 0
             try:
                 for message in flight.answer:
+                    if isinstance(message, Failed) and isinstance(message.error, Cancelled):
+                        raise Gone  # nobody here gave it up: its process is ending
                     if isinstance(message, Done | Failed):
                         return message
                     if isinstance(message, Drawn):

@@ -31,7 +31,7 @@ from ..server.logs import set_up_log
 from ..server.service import Service
 from ..text import Tokenizer
 from ..tts import choose_engine, choose_tokenizer
-from .elsewhere import Described, Failed, Gone, Message, Order, RemoteScheduler, carry_out
+from .elsewhere import Described, Done, Failed, Gone, Message, Order, RemoteScheduler, carry_out
 from .ray_options import EngineOptions, FrontOptions, parse
 
 log = logging.getLogger("tortoise_rt.server")
@@ -44,6 +44,7 @@ class Speaker:
     """A replica: an engine and its scheduler."""
 
     def __init__(self, options: EngineOptions, threads: int) -> None:
+        set_up_log(quiet=True)
         os.environ.setdefault("TORTOISE_RT_THREADS", str(threads))
         engine = choose_engine(
             options.engine, options.checkpoints, options.backend, options.device, options.precision
@@ -60,7 +61,7 @@ class Speaker:
         async for message in carry_out(self._service.scheduler, order):
             if isinstance(message, Failed):
                 self._failures += _engine_failed(message)
-            else:
+            elif isinstance(message, Done):
                 self._failures = 0
             yield message
 
