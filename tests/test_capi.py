@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from capi import EXAMPLES, STRICT, Audio, Library, compiled, run
+from capi import EXAMPLES, STRICT, Library, compiled, run
 from conftest import ROOT
 
 from tortoise_rt._version import __version__
 from tortoise_rt.bundle import demo_folder
-from tortoise_rt.capi import build, structs
+from tortoise_rt.capi import build, embedded, structs
 from tortoise_rt.capi.status import Status
+from tortoise_rt.capi.structs import Audio
 from tortoise_rt.config import ARGUMENTS
 from tortoise_rt.errors import MissingDependency, OutputError
 
@@ -81,7 +83,7 @@ def test_versions(lib: Library) -> None:
 
 
 def test_settings_are_those_of_python() -> None:
-    left_out = {"length_penalty", "kv_positions", "k", "check", "max_retries"}
+    left_out = {"length_penalty", "kv_positions"}
     names = {name for name, _ in structs.Settings._fields_} - {"struct_size", "preset"}
     assert names == set(ARGUMENTS) - left_out
 
@@ -118,8 +120,11 @@ def test_null_pointers(lib: Library, engine: ctypes.c_void_p) -> None:
         ("synthesize", NULL, by(request), by(audio)), ("synthesize", engine, NULL, by(audio)),
         ("synthesize", engine, by(request), NULL),
         ("submit", engine, by(request), NULL), ("submit", engine, NULL, by(handle)), ("submit", NULL, by(request), by(handle)),
-        ("job_poll", NULL), ("job_wait", NULL, 0.0), ("job_audio", NULL, by(audio)), ("job_audio", NOBODY, NULL),
-        ("job_cancel", NULL), ("stream_open", engine, by(request), NULL), ("stream_open", engine, NULL, by(handle)),
+        ("job_poll", NULL), ("job_wait", NULL, 0.0), ("job_audio", NULL, 0, by(audio)), ("job_audio", NOBODY, 0, NULL),
+        ("job_problems", NULL, 0, by(handle), size), ("job_problems", NOBODY, 0, NULL, size), ("job_cancel", NULL),
+        ("stream_open_live", engine, NULL, by(handle)), ("stream_open_live", engine, by(request), NULL),
+        ("stream_feed", NULL, b"a"), ("stream_feed", NOBODY, NULL), ("stream_finish", NULL), ("speak", NULL, by(request), NULL, NULL),
+        ("stream_open", engine, by(request), NULL), ("stream_open", engine, NULL, by(handle)),
         ("stream_next", NULL, 0.0, by(structs.Chunk())), ("stream_next", NOBODY, 0.0, NULL), ("stream_cancel", NULL),
         ("speak", engine, by(request), NULL, NULL), ("write_wav", NULL, by(number), size), ("write_wav", b"a.wav", NULL, size),
     ]  # fmt: skip
@@ -188,7 +193,8 @@ def test_handles_that_are_not_open(lib: Library, engine: ctypes.c_void_p) -> Non
             f"there is no such {kind}: it was closed already"
         )
     lib.fails(Status.CLOSED, "job_wait", job, -1.0)
-    lib.fails(Status.CLOSED, "job_audio", job, by(audio))
+    lib.fails(Status.CLOSED, "job_audio", job, 0, by(audio))
+    lib.fails(Status.CLOSED, "stream_feed", stream, b"a")
     lib.fails(Status.CLOSED, "stream_cancel", stream)
     request.voice = voice.value
     assert "no such voice" in lib.fails(Status.CLOSED, "synthesize", engine, by(request), by(audio))
@@ -283,6 +289,50 @@ def test_what_a_request_cannot_be(lib: Library, engine: ctypes.c_void_p, tmp_pat
     wav = str(tmp_path / "missing" / "a.wav").encode()
     lib.fails(Status.OUTPUT, "write_wav", wav, ctypes.c_void_p(one.ctypes.data), ctypes.c_size_t(8))
     assert voice.value is None
+
+
+def test_a_fault_of_ours(
+    lib: Library, engine: ctypes.c_void_p, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Is a code and a line, wherever it is, and goes to the log whole."""
+    info = structs.EngineInfo(struct_size=8)
+    monkeypatch.setattr(embedded, "find_voices", lambda folders: {}["Knopf"])
+    name = ctypes.create_string_buffer(8)
+    message = lib.fails(Status.INTERNAL, "voice_name", engine, 0, name, ctypes.c_size_t(8))
+    assert message == "KeyError: 'Knopf'"
+    monkeypatch.setattr(embedded, "engine_info", lambda *arguments: {}["Lukas"])  # behind what catches all
+    assert "engine_info failed: 'Lukas'" in lib.fails(Status.INTERNAL, "engine_get_info", engine, by(info))
+    monkeypatch.setattr(embedded, "engine_info", lambda *arguments: None)
+    assert lib.fails(Status.INTERNAL, "engine_get_info", engine, by(info)).startswith("engine_info failed: ")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_calls_leave_nothing_behind(lib: Library, engine: ctypes.c_void_p) -> None:
+    """No Python object of a call outlives it; nor does what is known of a thread that called."""
+    libc, info = ctypes.CDLL(None), structs.EngineInfo(struct_size=ctypes.sizeof(structs.EngineInfo))
+    count = [0]
+    run_type = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+
+    @run_type
+    def work(_: object) -> None:
+        lib.ok("engine_get_info", engine, by(info))
+        lib.fails(Status.CLOSED, "job_poll", NOBODY)
+        lib.clip(engine, request)
+        count[0] += 1
+
+    def in_a_thread_of_c() -> None:
+        thread = ctypes.c_ulong()
+        assert libc.pthread_create(by(thread), None, work, None) == 0
+        assert libc.pthread_join(thread, None) == 0
+
+    request = lib.request(settings=lib.settings(max_mel_tokens=2))
+    for _ in range(5):
+        in_a_thread_of_c()
+    blocks, references = sys.getallocatedblocks(), sys.getrefcount(embedded.job_wait)
+    for _ in range(50):
+        in_a_thread_of_c()
+    assert count == [55] and sys.getallocatedblocks() - blocks < 50
+    assert sys.getrefcount(embedded.job_wait) - references < 5
 
 
 # --- building ---

@@ -236,8 +236,12 @@ def test_a_server(programs: Path) -> None:
 
 def test_cmake(capi: Path, tmp_path: Path) -> None:
     need_compiler("cmake")
+    sources = shutil.copytree(EXAMPLES, tmp_path / "sources")
+    lists = sources / "CMakeLists.txt"
+    found = lists.read_text().replace("tortoise_rt REQ", f"tortoise_rt {__version__} EXACT REQ")
+    lists.write_text(found)
     for command in (
-        ["-S", str(EXAMPLES), "-B", "build", f"-DCMAKE_PREFIX_PATH={capi}"],
+        ["-S", "sources", "-B", "build", f"-DCMAKE_PREFIX_PATH={capi}"],
         ["--build", "build"],
     ):
         done = subprocess.run(["cmake", *command], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -254,7 +258,7 @@ def test_cmake(capi: Path, tmp_path: Path) -> None:
 
 def test_a_guest(capi: Path, tmp_path: Path) -> None:
     done = run(
-        compiled(capi, ROOT / "tests" / "c" / "guest.c", tmp_path / "guest"), str(TOKENIZER), cwd=tmp_path
+        compiled(capi, ROOT / "tests" / "c" / "guest.c", tmp_path / "guest"), cwd=tmp_path, LC_ALL="POSIX"
     )
     assert done.stdout.splitlines()[-1] == "said: all" and "wrong" not in done.stdout and done.stderr == ""
 
@@ -266,8 +270,9 @@ def test_threads_that_begin_at_once(capi: Path, tmp_path: Path) -> None:
 
 def test_a_plug_in(capi: Path, tmp_path: Path) -> None:
     program = compiled(capi, ROOT / "tests" / "c" / "plugin.c", tmp_path / "plugin", "-Wno-pedantic", "-ldl")
-    library = str(capi / "lib" / "libtortoise_rt.so")
-    assert run(program, library, str(TOKENIZER), cwd=tmp_path).stdout == "0 0\n" * 2
+    library = capi / "lib" / "libtortoise_rt.so"
+    other = shutil.copy(library, tmp_path)  # which finds the Python of the first at work
+    assert run(program, str(library), other, str(TOKENIZER), cwd=tmp_path).stdout == "0 0\n" * 2
 
 
 def test_streams_of_the_host_may_be_closed(programs: Path) -> None:
@@ -279,16 +284,20 @@ def test_streams_of_the_host_may_be_closed(programs: Path) -> None:
 
 
 def test_another_programs_python_is_not_ours(programs: Path, tmp_path: Path) -> None:
-    """What the caller's environment says to Python is not heard."""
+    """What the caller's environment says to Python is not heard, whether there is more of it or not, nor what lies around."""
     (tmp_path / "numpy.py").write_text("raise RuntimeError('not this one')")
-    plain = loaded(programs, *FAKE)["hashes"]
-    strange = {
-        "PYTHONPATH": str(tmp_path),
-        "PYTHONHOME": "/nowhere",
-        "PYTHONSTARTUP": "/nowhere",
-        "LC_ALL": "C",
-    }
-    assert loaded(programs, *FAKE, **strange)["hashes"] == plain
+    strange = {"PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nowhere", "PYTHONSTARTUP": "/nowhere", "LC_ALL": "C",
+               "TORTOISE_RT_CACHE": str(tmp_path)}  # fmt: skip
+    done = subprocess.run(
+        [programs / "capi_load", *FAKE],
+        cwd=tmp_path,
+        env=strange,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert json.loads(done.stdout)["hashes"] == loaded(programs, *FAKE)["hashes"]
 
 
 # --- without the environment ---
@@ -310,14 +319,31 @@ def test_no_environment(programs: Path, tmp_path: Path) -> None:
     assert said.startswith(f"{ENVIRONMENT}{stray} is no Python {version}, which this library was built for")
 
 
-def test_an_environment_without_the_package(programs: Path, tmp_path: Path) -> None:
+STARTS = """
+#include <stdio.h>
+#include <tortoise_rt.h>
+int main(int count, char **pythons) {
+    for (int i = 1; i < count; i++)
+        printf("%s\\n", trt_start(pythons[i]) ? trt_last_error() : "started");
+    return 0;
+}
+"""
+
+
+def test_an_environment_without_the_package(capi: Path, tmp_path: Path) -> None:
+    """Python runs by then, and so the next one cannot be started, nor is it blamed."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     python = str(tmp_path / "bare" / "bin" / "python")
-    said = run(programs / "hello", cwd=tmp_path, status=1, TORTOISE_RT_PYTHON=python).stderr
-    assert said == (
-        f"{ENVIRONMENT}{python} cannot run tortoise-rt (No module named 'tortoise_rt'): "
-        f"{python} -m pip install 'tortoise-rt[cpu]'\n"
+    (tmp_path / "starts.c").write_text(STARTS)
+    program = compiled(capi, tmp_path / "starts.c", tmp_path / "starts")
+    done = run(program, "/nowhere/python", python, sys.executable, python, cwd=tmp_path)
+    missing = (
+        f"{python} cannot run tortoise-rt (No module named 'tortoise_rt'): "
+        f"{python} -m pip install 'tortoise-rt[cpu]'"
     )
+    nowhere, *others = done.stdout.splitlines()
+    assert nowhere.startswith("there is no python at /nowhere/python") and done.stderr == ""
+    assert others == [missing, f"Python runs already, in {python}: name that one, or none", missing]
 
 
 def test_a_library_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@
 #include "tortoise_rt.h"
 #pragma GCC visibility pop
 
-extern int guest; /* 1: Python runs because this library started it */
+/* Whether there still is one: a program that runs Python of its own may have ended it. */
+int python_runs(void);
 
 /* Set this thread's message; -> status. */
 __attribute__((format(printf, 2, 3))) int fail(int status, const char *format, ...);

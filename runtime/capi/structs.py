@@ -112,6 +112,9 @@ class Settings(Versioned):
         ("cond_free_k", c_double),
         ("cond_free_share", c_double),
         ("cvvp_amount", c_double),
+        ("k", c_int64),
+        ("check", c_int64),
+        ("max_retries", c_int64),
     ]
 
 
@@ -144,6 +147,17 @@ class Clip(ctypes.Structure):
     _fields_: ClassVar = [("samples", c_void_p), ("count", c_size_t), ("rate", c_int64)]
 
 
+class Audio(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("samples", c_void_p),
+        ("count", c_size_t),
+        ("seed", c_int64),
+        ("complete", c_int64),
+        ("tries", c_int64),
+        ("problems", c_int64),
+    ]
+
+
 class Chunk(ctypes.Structure):
     _fields_: ClassVar = [
         ("samples", c_void_p),
@@ -151,6 +165,11 @@ class Chunk(ctypes.Structure):
         ("sequence", c_int64),
         ("sentence", c_int64),
     ]
+
+
+def write_struct(made: ctypes.Structure, address: int) -> None:
+    """Fill a struct of the caller's."""
+    ctypes.memmove(address, ctypes.byref(made), ctypes.sizeof(made))
 
 
 def decoded(text: bytes, name: str, kind: type[InputError] = InputError) -> str:
