@@ -61,7 +61,8 @@
  *
  * PYTHON does the work, in the environment that the library was built in or the one that TORTOISE_RT_PYTHON names (the path
  *   of its python). PYTHONPATH and PYTHONHOME are not read. TORTOISE_RT_THREADS (threads that compute),
- *   TORTOISE_RT_CACHE and TORTOISE_RT_VOICES mean what they mean for the command tortoise-rt.
+ *   TORTOISE_RT_CACHE and TORTOISE_RT_VOICES mean what they mean for the command tortoise-rt. ORT_DISABLE_TELEMETRY=1 is put
+ *   into the environment by the first trt_engine_open() of onnx, unless it is there: ONNX Runtime would send reports.
  */
 #ifndef TORTOISE_RT_H
 #define TORTOISE_RT_H

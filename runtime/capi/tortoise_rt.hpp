@@ -61,7 +61,7 @@ struct options : trt_engine_options {
     options() { check(trt_engine_options_init(this, sizeof(trt_engine_options))); }
 };
 struct settings : trt_settings {
-    settings() { check(trt_settings_init(this, sizeof(trt_settings))); }
+    settings() { trt::check(trt_settings_init(this, sizeof(trt_settings))); }
 };
 struct request : trt_request { // text must live until the request is given to an engine, and so must settings and voice
     explicit request(const char *said) { check(trt_request_init(this, sizeof(trt_request))); text = said; }

@@ -11,7 +11,8 @@ int main(int count, char **arguments)
         int (*init)(trt_engine_options *, size_t), (*open_engine)(const trt_engine_options *, trt_engine **);
         int (*close_engine)(trt_engine *);
         trt_engine_options options;
-        trt_engine *engine;
+        trt_engine *engine = NULL;
+        int opened;
         if (library == NULL)
             return 1;
         *(void **)&init = dlsym(library, "trt_engine_options_init");
@@ -20,7 +21,8 @@ int main(int count, char **arguments)
         init(&options, sizeof options);
         options.backend = "fake";
         options.tokenizer = arguments[3];
-        printf("%d %d\n", open_engine(&options, &engine), close_engine(engine));
+        opened = open_engine(&options, &engine);
+        printf("%d %d %d\n", opened, engine != NULL, close_engine(engine));
         dlclose(library);
     }
     return 0;
