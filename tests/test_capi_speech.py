@@ -203,23 +203,32 @@ def test_checked_clips(lib: Library, engine: ctypes.c_void_p) -> None:
     assert "heard before" in lib.fails(Status.SETTINGS, "stream_open", engine, by(refused), by(job))
 
 
-def test_checking_ends_early(lib: Library) -> None:
-    """By cancelling, by its time for all tries together, by closing the engine: with no try more."""
+def test_checking_ends_early(lib: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By cancelling, within a try or between two; by its time, for all tries together; by closing the engine."""
     engine, audio, job = lib.open(queue=1), Audio(), ctypes.c_void_p()
+    scheduler = embedded._engines.get(engine.value or 0).scheduler
     slow_down(engine, 0.01)
     endless = lib.settings(**{**CHECKED, "max_retries": 100})
     lib.ok("submit", engine, by(lib.request(settings=endless)), by(job))
     until(lambda: steps(lib, engine)[0] > 30)  # the second try: each has 20 steps
     assert lib.call("job_poll", job) == Status.PENDING
+    before, _ = steps(lib, engine)
     lib.ok("job_cancel", job)
     lib.fails(Status.CANCELLED, "job_wait", job, -1.0)
+    assert steps(lib, engine)[0] - before <= 2
+
+    with monkeypatch.context() as patch:  # cancelled before the try's own handle is there
+        submit = scheduler.submit
+        patch.setattr(scheduler, "submit", lambda *a, **k: (lib.ok("job_cancel", job), submit(*a, **k))[1])
+        lib.ok("submit", engine, by(lib.request(settings=endless)), by(job))
+        lib.fails(Status.CANCELLED, "job_wait", job, 20.0)
     until(lambda: steps(lib, engine)[1] == 0)
+
     before, began = steps(lib, engine)[0], time.monotonic()
     lib.fails(Status.TIMEOUT, "synthesize", engine, by(lib.request(settings=endless, timeout=0.5)), by(audio))
     assert time.monotonic() - began < 5 and steps(lib, engine)[0] > before + 20
     lib.ok("submit", engine, by(lib.request(settings=endless)), by(job))
-    opened = embedded._engines.get(engine.value or 0)
     handle = embedded._jobs.get(job.value or 0).handle
     lib.ok("engine_close", engine)
-    assert handle.wait(0) and len(opened.scheduler.policy) == 0
+    assert handle.wait(0) and len(scheduler.policy) == 0
     lib.fails(Status.CLOSED, "job_poll", job)

@@ -235,16 +235,6 @@ int trt_stream_close(trt_stream *stream)
     return close_handle("stream", stream);
 }
 
-/* Close a handle behind a call that had a status and a message, which stay. */
-static int close_after(int status, const char *kind, const void *handle)
-{
-    char message[sizeof last_error];
-    memcpy(message, last_error, sizeof message);
-    close_handle(kind, handle);
-    memcpy(last_error, message, sizeof message);
-    return status;
-}
-
 int trt_submit(trt_engine *engine, const trt_request *request, trt_job **job)
 {
     int status;
@@ -273,8 +263,9 @@ static int take_audio(trt_job *job, size_t index, size_t count, trt_audio *audio
     int status;
     float *samples = malloc(count == 0 ? 1 : count * sizeof *samples);
     if (samples == NULL) {
-        status = fail(TRT_ERROR_MEMORY, "no memory for %zu samples", count);
-        return closes ? close_after(status, "job", job) : status;
+        if (closes)
+            close_handle("job", job);
+        return fail(TRT_ERROR_MEMORY, "no memory for %zu samples", count);
     }
     status = call("job_copy", "(KKKKi)", NUMBER(job), NUMBER(index), NUMBER(samples), NUMBER(audio), closes);
     if (status != TRT_OK)
@@ -387,7 +378,8 @@ int trt_speak(trt_engine *engine, const trt_request *request, trt_chunk_fn fn, v
         return status;
     while ((status = trt_stream_next(stream, -1, &chunk)) == TRT_OK && fn(&chunk, user))
         continue;
-    return close_after(status == TRT_END ? TRT_OK : status, "stream", stream);
+    close_handle("stream", stream);
+    return status == TRT_END ? TRT_OK : status;
 }
 
 int trt_write_wav(const char *path, const float *samples, size_t count)

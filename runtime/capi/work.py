@@ -163,8 +163,6 @@ class Stream:
                 self._waiting.clear()
                 self._news.notify_all()
         self._reader.cancel()
-        if self._text is not None:  # which nobody reads any more
-            self._text.end()
 
     def join(self) -> None:
         """Until nothing is computed for it."""
@@ -182,7 +180,7 @@ class Stream:
         with self._news:
             self._error, self._ended = error, True
             self._news.notify_all()
-        if self._text is not None:
+        if self._text is not None:  # which nobody reads any more
             self._text.end()
 
     def _pass_on(self, piece: Piece) -> bool:
