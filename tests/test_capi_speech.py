@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,9 +218,15 @@ def test_checking_ends_early(lib: Library, monkeypatch: pytest.MonkeyPatch) -> N
     lib.fails(Status.CANCELLED, "job_wait", job, -1.0)
     assert steps(lib, engine)[0] - before <= 2
 
+    submit = scheduler.submit
+
+    def submit_too_late(*arguments: Any, **options: Any) -> Any:
+        until(lambda: job.value is not None)
+        lib.ok("job_cancel", job)
+        return submit(*arguments, **options)
+
     with monkeypatch.context() as patch:  # cancelled before the try's own handle is there
-        submit = scheduler.submit
-        patch.setattr(scheduler, "submit", lambda *a, **k: (lib.ok("job_cancel", job), submit(*a, **k))[1])
+        patch.setattr(scheduler, "submit", submit_too_late)
         lib.ok("submit", engine, by(lib.request(settings=endless)), by(job))
         lib.fails(Status.CANCELLED, "job_wait", job, 20.0)
     until(lambda: steps(lib, engine)[1] == 0)
