@@ -155,13 +155,15 @@ class Library:
 
 
 def built(folder: Path) -> Path:
-    """The library's prefix. What does not compile is a failure; only where there is nothing to compile with, it is skipped."""
+    """The library's prefix. It must compile, without a warning; only where there is nothing to do so with, it is skipped."""
     need_compiler()
     try:
         this_environment()
     except MissingDependency as error:
         pytest.skip(f"the C library was not tested: {error}")
-    build(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CFLAGS", " ".join(STRICT))
+        build(folder)
     return folder
 
 

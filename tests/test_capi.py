@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from capi import EXAMPLES, STRICT, Library, compiled, need_compiler, run
+from capi import EXAMPLES, Library, compiled, need_compiler, run
 from conftest import ROOT
 
 from tortoise_rt._version import __version__
@@ -356,10 +356,3 @@ def test_building_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(build.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(MissingDependency, match=r"Python\.h.*install Python's headers"):
         build.build(tmp_path / "c")
-
-
-def test_the_library_compiles_without_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capi: Path
-) -> None:
-    monkeypatch.setenv("CFLAGS", " ".join(STRICT))
-    assert build.build(tmp_path / "strict").is_file()
