@@ -3,10 +3,11 @@
  * libpython is opened at run time rather than linked, so that a program starts where there is none and gets an error code.
  * Compiled by build.py with TRT_VERSION, TRT_PYTHON (of the environment), TRT_LIBPYTHON (path) and TRT_SONAME (name).
  */
-#define _GNU_SOURCE
+#define _GNU_SOURCE 1
 #include <Python.h>
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -58,11 +59,6 @@ static void take_exception(char *message, size_t size)
     py.Py_DecRef(traceback);
 }
 
-int python_runs(void)
-{
-    return __atomic_load_n(&bridge, __ATOMIC_ACQUIRE) != NULL && py.Py_IsInitialized();
-}
-
 /* Whether Python is a parent's, of which only this thread is left. */
 static int is_forked(void)
 {
@@ -88,6 +84,8 @@ int call(const char *function, const char *format, ...)
         return fail_forked();
     if (__atomic_load_n(&bridge, __ATOMIC_ACQUIRE) == NULL)
         return fail(TRT_ERROR_CLOSED, "nothing is open: open an engine first");
+    if (!py.Py_IsInitialized())
+        return fail(TRT_ERROR_CLOSED, "the program has ended the Python that it ran, and the engines with it");
     state = py.PyGILState_Ensure();
     va_start(values, format);
     arguments = py.Py_VaBuildValue(format, values);
@@ -180,7 +178,10 @@ static int find_python(const char *python)
     if (initialised == NULL || !initialised()) {
         if (access(python, X_OK) != 0)
             return fail(TRT_ERROR_ENVIRONMENT,
-                        "there is no python at %s: set TORTOISE_RT_PYTHON to that of an environment with tortoise-rt", python);
+                        errno == EACCES
+                            ? "this user may not run %s, or not look where it is: give the right, or set TORTOISE_RT_PYTHON to another"
+                            : "there is no python at %s: set TORTOISE_RT_PYTHON to that of an environment with tortoise-rt",
+                        python);
         find_base(python, base);
         if (!has_modules(base))
             return fail(TRT_ERROR_ENVIRONMENT, "%s is no Python " PYTHON_VERSION ", which this library was built for (there "
@@ -193,12 +194,13 @@ static int find_python(const char *python)
 #define FIND(name)                                                                                                     \
     if ((py.name = (__typeof__(py.name))dlsym(library, #name)) == NULL)                                                \
         return fail(TRT_ERROR_ENVIRONMENT, "the Python of %s has no " #name ": " INSTALL, python);
-    PYTHON_FUNCTIONS(FIND)
-#undef FIND
+    FIND(Py_GetVersion)
     version = py.Py_GetVersion();
     if (strncmp(version, PYTHON_VERSION ".", strlen(PYTHON_VERSION ".")) != 0)
         return fail(TRT_ERROR_ENVIRONMENT, "%s runs Python %.*s; this library was built for " PYTHON_VERSION ": " INSTALL,
                     library == RTLD_DEFAULT ? "this process" : python, (int)strcspn(version, " "), version);
+    PYTHON_FUNCTIONS(FIND)
+#undef FIND
     return TRT_OK;
 }
 

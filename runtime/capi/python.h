@@ -8,9 +8,6 @@
 #include "tortoise_rt.h"
 #pragma GCC visibility pop
 
-/* Whether there still is one: a program that runs Python of its own may have ended it. */
-int python_runs(void);
-
 /* Set this thread's message; -> status. */
 __attribute__((format(printf, 2, 3))) int fail(int status, const char *format, ...);
 

@@ -129,8 +129,7 @@ int trt_set_log(trt_log_fn fn, void *user, int level)
 /* When the process ends: threads that still decode would find their libraries' data gone. */
 static void close_all(void)
 {
-    if (python_runs())
-        call("close_all", "()");
+    call("close_all", "()");
 }
 
 static void at_exit(void)
