@@ -295,6 +295,11 @@ def test_what_a_request_cannot_be(lib: Library, engine: ctypes.c_void_p, tmp_pat
     one = np.zeros(8, np.float32)
     wav = str(tmp_path / "missing" / "a.wav").encode()
     lib.fails(Status.OUTPUT, "write_wav", wav, ctypes.c_void_p(one.ctypes.data), ctypes.c_size_t(8))
+    for count in (2**62, 2**64 - 1):  # as where it was never set
+        huge, at = ctypes.c_size_t(count), ctypes.c_void_p(one.ctypes.data)
+        assert "is the count set?" in lib.fails(Status.ARGUMENT, "write_wav", b"a.wav", at, huge)
+        one_clip = structs.Clip(one.ctypes.data, 8, 22050)
+        lib.fails(Status.VOICE, "voice_from_clips", engine, by(one_clip), huge, by(voice))
     assert voice.value is None
 
 

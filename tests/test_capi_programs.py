@@ -176,6 +176,23 @@ int main(int, char **arguments) {
     trt::job job = moved.submit(request);
     assert(job.wait() && job.audio().size() == moved.synthesize(request).size());
     assert(moved.info().has_hifigan == 1);
+    settings.num_autoregressive_samples = 2;
+    settings.k = 2;
+    settings.check = 1;
+    settings.max_retries = 1;
+    trt::job several = moved.submit(request);
+    assert(several.audio(1).size() > 0 && several.audio().problems() > 0 && several.audio().tries() == 2);
+    assert(!several.problems(1).empty());
+    try { several.audio(2); assert(false); }
+    catch (const std::out_of_range &) {}
+    trt_request nothing = request;
+    nothing.settings = nullptr;
+    nothing.text = nullptr;
+    trt::stream live = moved.live(nothing);
+    live.feed("Hel");
+    live.feed("lo.");
+    live.finish();
+    assert(live.next());
 }
 """
 

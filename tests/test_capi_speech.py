@@ -201,6 +201,8 @@ def test_checked_clips(lib: Library, engine: ctypes.c_void_p) -> None:
     lib.ok("synthesize", engine, by(lib.request("Hello.", lib.settings(**CHECKED), seed=3)), by(audio))
     assert (audio.seed, audio.tries) == (tries("Hello.", 3).seed, 3) and lib.samples(audio)
     refused = lib.request(settings=lib.settings(check=1))
+    nan = lib.request(settings=lib.settings(**CHECKED), timeout=float("nan"))
+    assert "not nan" in lib.fails(Status.SETTINGS, "submit", engine, by(nan), by(job))
     assert "heard before" in lib.fails(Status.SETTINGS, "stream_open", engine, by(refused), by(job))
 
 

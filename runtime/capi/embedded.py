@@ -97,7 +97,7 @@ def close_all() -> None:
 def _close_engine(number: int) -> None:
     engine = _engines.take(number)
     _voices.take_of(engine)
-    under_way = [*_streams.take_of(engine), *_jobs.take_of(engine)]
+    under_way: list[work.Stream | work.Job] = [*_streams.take_of(engine), *_jobs.take_of(engine)]
     for one in under_way:
         one.cancel()
     engine.scheduler.close()
@@ -166,6 +166,8 @@ def voice_from_clips(engine: int, clips: int, count: int, voice: int) -> None:
     if not 1 <= count <= MOST_CLIPS:
         raise VoiceError(f"{count} clips were given; a voice has 1 to {MOST_CLIPS}")
     given = (Clip * count).from_address(clips)
+    if empty := [number for number, clip in enumerate(given) if not clip.samples]:
+        raise InputError(f"trt_voice_from_clips: clips[{empty[0]}].samples is NULL")
     heard = as_clips([resample(floats(clip.samples, clip.count), clip.rate, CODE_RATE) for clip in given])
     write_number(voice, _voices.add(work.OpenVoice(opened, Voice("clips", clips=heard))))
 

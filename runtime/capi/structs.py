@@ -6,6 +6,7 @@ A struct that begins with ``struct_size`` is read as far as that says, and what 
 from __future__ import annotations
 
 import ctypes
+import sys
 from ctypes import c_char, c_char_p, c_double, c_int64, c_size_t, c_void_p
 from typing import Any, ClassVar, TypeVar
 
@@ -186,7 +187,9 @@ def fitted(text: str, size: int) -> bytes:
 
 
 def floats(address: int, count: int) -> Array:
-    """A copy of the caller's numbers, (count,) float32."""
+    """A copy of the caller's numbers, (count,) float32. Raises InputError for more than any memory has."""
+    if count > sys.maxsize // 4:
+        raise InputError(f"{count} numbers were given, more than memory can hold: is the count set?")
     made = np.empty(count, np.float32)
     ctypes.memmove(made.ctypes.data, address, made.nbytes)
     return made

@@ -184,8 +184,6 @@ int trt_voice_from_clips(trt_engine *engine, const trt_clip *clips, size_t count
     *voice = NULL;
     NEED(engine);
     NEED(clips);
-    for (size_t i = 0; i < count; i++)
-        NEED(clips[i].samples);
     return call("voice_from_clips", "(KKKK)", NUMBER(engine), NUMBER(clips), NUMBER(count), NUMBER(voice));
 }
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from ..checking import retried
 from ..conditioning import one_voice
-from ..config import Settings
+from ..config import Settings, check_number
 from ..pipeline import Result
 from ..scheduler import Handle, Priority, Scheduler
+from ..scheduler.scheduler import LONGEST
 from ..voice import Voice, VoiceLatents
 
 
@@ -30,6 +31,8 @@ class Tries:
         timeout: float | None,
     ) -> None:
         """Raises as Scheduler.submit does."""
+        if timeout is not None:
+            check_number("timeout", timeout, 0, LONGEST)
         self._scheduler, self._text, self._settings, self._priority = scheduler, text, settings, priority
         self._ends = None if timeout is None else time.monotonic() + timeout
         self._cancelled = False

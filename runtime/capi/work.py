@@ -200,12 +200,12 @@ def submit(engine: OpenEngine, voice: AnyVoice, request: Request, lent: bool = F
     text, seed = text_of(request), seed_of(request)
     if not 0 <= (priority := given.get("priority", Priority.NORMAL)) < len(Priority):
         raise SettingsError(f"priority is {priority}; it must be an enum trt_priority, or -1")
-    timing = {"priority": Priority(priority), "timeout": given.get("timeout")}
+    place, timeout = Priority(priority), given.get("timeout")
     handle: Handle[Result] | Tries
     if settings.check:
-        handle = Tries(engine.scheduler, text, voice, settings, seed, **timing)
+        handle = Tries(engine.scheduler, text, voice, settings, seed, priority=place, timeout=timeout)
     else:
-        handle = engine.scheduler.submit(text, voice, settings, seed, **timing)
+        handle = engine.scheduler.submit(text, voice, settings, seed, priority=place, timeout=timeout)
     return Job(engine, handle, lent)
 
 
