@@ -95,7 +95,11 @@ def close_all() -> None:
 
 
 def _close_engine(number: int) -> None:
-    engine = _engines.take(number)
+    _end(_engines.take(number))
+    gc.collect()  # so that the networks' memory is given back now
+
+
+def _end(engine: work.OpenEngine) -> None:
     _voices.take_of(engine)
     under_way: list[work.Stream | work.Job] = [*_streams.take_of(engine), *_jobs.take_of(engine)]
     for one in under_way:
@@ -103,8 +107,6 @@ def _close_engine(number: int) -> None:
     engine.scheduler.close()
     for one in under_way:
         one.join()
-    del engine, under_way
-    gc.collect()  # so that the networks' memory is given back now
 
 
 # --- engines ---

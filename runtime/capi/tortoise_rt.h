@@ -42,7 +42,8 @@
  *     exceptions.
  *   - A thread that calls needs a stack of 256 KiB.
  *   - After fork() the library works in the parent only; in the child every call gives TRT_ERROR_FORK, unless the library
- *     had not been started before the fork. A child that execs is free to do anything.
+ *     had not been started before the fork. A child that execs is free to do anything; one that does not ends best by
+ *     _exit(), as after any fork of a process with threads.
  *
  * OWNERSHIP
  *   - Engines, voices, jobs and streams are handles: they look like pointers, are never looked into, and a handle that was
@@ -226,7 +227,7 @@ typedef struct trt_settings {
     double diffusion_temperature;      /* 0 to 1 */
     double eta, cond_free_k, cond_free_share;
     double cvvp_amount;                /* 0 to 1: how much the voice counts in choosing the best */
-    int64_t k;                         /* clips that a job gives, the best of its samples; else the best one is all */
+    int64_t k;                         /* clips that a job gives, the best of its samples; more than 1 of jobs only */
     int64_t check;                     /* 1: an aligner compares clips with the text, and bad ones are drawn again, with the
                                           next seeds. Of clips only */
     int64_t max_retries;               /* how often that may be; -1: twice */
