@@ -258,12 +258,10 @@ def job_count(job: int, index: int, count: int) -> Status:
 
 @answers
 def job_copy(job: int, index: int, samples: int, audio: int, closes: int) -> None:
-    """A clip of a job that is done; closes: the job is closed, too."""
+    """A clip of a job that is done: all but where its samples are; closes: the job is closed, too."""
     done = _jobs.take(job) if closes else _jobs.get(job)
     write_floats(done.handle.result().wavs[index], samples)
-    made = done.audio(index)
-    made.samples = samples
-    write_struct(made, audio)
+    write_struct(done.audio(index), audio)
 
 
 @answers

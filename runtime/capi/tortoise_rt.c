@@ -265,7 +265,9 @@ static int take_audio(trt_job *job, size_t index, size_t count, trt_audio *audio
         return fail(TRT_ERROR_MEMORY, "no memory for %zu samples", count);
     }
     status = call("job_copy", "(KKKKi)", NUMBER(job), NUMBER(index), NUMBER(samples), NUMBER(audio), closes);
-    if (status != TRT_OK)
+    if (status == TRT_OK)
+        audio->samples = samples;
+    else
         free(samples);
     return status;
 }
