@@ -15,6 +15,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,11 @@ def is_ours(error: ET.Element) -> bool:
     return False
 
 
-def checked(program: Path, *work: str) -> Row:
+def checked(program: Path, engine: Sequence[str], *work: str) -> Row:
     """What valgrind finds in a run."""
     report = program.with_suffix(".xml")
     command = ["valgrind", "--xml=yes", f"--xml-file={report}", "--leak-check=full", "--show-leak-kinds=definite",
-               "--num-callers=50", str(program), *work]  # fmt: skip
+               "--num-callers=50", str(program), *engine, "codes=8", *work]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
@@ -64,10 +65,10 @@ def main() -> int:
     engine = fake if options.engine is None else (f"engine={options.engine.resolve()}",)
     with tempfile.TemporaryDirectory() as folder:
         program = compiled(Path(folder))
-        if checked(program, *fake, "codes=8", "leak=1")["ours"].keys() != {"Leak_DefinitelyLost"}:
+        if checked(program, fake, "leak=1")["ours"].keys() != {"Leak_DefinitelyLost"}:
             raise SystemExit("a leak was not found")
         rows = [
-            checked(program, *engine, "codes=8", *work)
+            checked(program, engine, *work)
             for work in ([f"cycles={options.cycles}"], ["stream=1", "threads=4", "requests=3"])
         ]
     for row in rows:
@@ -76,7 +77,12 @@ def main() -> int:
         )
     if options.output:
         version = subprocess.run(["valgrind", "--version"], capture_output=True, text=True, check=True).stdout
-        about = {**environment(), "benchmark": "capi_memcheck", "valgrind": version.strip()}
+        about = {
+            **environment(),
+            "benchmark": "capi_memcheck",
+            "valgrind": version.strip(),
+            "engine": str(options.engine or "fake"),
+        }
         with options.output.open("a") as file:
             file.writelines(
                 json.dumps(row) + "\n" for row in [about, *({"kind": "memcheck", **r} for r in rows)]
