@@ -1,4 +1,4 @@
-/* Threads that all begin at once: each opens an engine of its own, speaks, and closes it; one ends another's stream.
+/* Threads that all begin at once: each opens an engine of its own, speaks, and closes it, from within a callback.
  * Ends with 1 where something goes wrong.  race TOKENIZER */
 #include <pthread.h>
 #include <stdio.h>
