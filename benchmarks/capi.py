@@ -145,7 +145,7 @@ def compiled(folder: Path) -> Path:
     library = build(folder / "capi").parent
     program = folder / "capi_load"
     subprocess.run(
-        [os.environ.get("CC", "cc"), "-std=c99", "-O2", str(HERE / "capi_load.c"), f"-I{library.parent / 'include'}", f"-L{library}",
+        [os.environ.get("CC", "cc"), "-std=c99", "-O2", "-g", str(HERE / "capi_load.c"), f"-I{library.parent / 'include'}", f"-L{library}",
          f"-Wl,-rpath,{library}", "-ltortoise_rt", "-pthread", "-o", str(program)], check=True,
     )  # fmt: skip
     return program

@@ -6,15 +6,23 @@ import ctypes
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tortoise_rt.capi import structs
-from tortoise_rt.capi.build import build
+from tortoise_rt.backends.fake import FakeEngine
+from tortoise_rt.capi import embedded, structs
+from tortoise_rt.capi.build import build, this_environment
 from tortoise_rt.capi.status import Status
+from tortoise_rt.capi.structs import Audio
+from tortoise_rt.defaults import settings_for
 from tortoise_rt.errors import MissingDependency
+from tortoise_rt.pipeline import Pipeline
+from tortoise_rt.text import Tokenizer
+from tortoise_rt.voice import VoiceLatents
 
 ROOT = Path(__file__).resolve().parent.parent
 STRICT = ("-Wall", "-Wextra", "-Werror")
@@ -69,15 +77,6 @@ def run(
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done
-
-
-class Audio(ctypes.Structure):
-    _fields_ = (
-        ("samples", ctypes.c_void_p),
-        ("count", ctypes.c_size_t),
-        ("seed", ctypes.c_int64),
-        ("complete", ctypes.c_int64),
-    )
 
 
 class Library:
@@ -156,10 +155,58 @@ class Library:
 
 
 def built(folder: Path) -> Path:
-    """The library's prefix."""
+    """The library's prefix. It must compile, without a warning; only where there is nothing to do so with, it is skipped."""
     need_compiler()
     try:
-        build(folder)
+        this_environment()
     except MissingDependency as error:
         pytest.skip(f"the C library was not tested: {error}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CFLAGS", " ".join(STRICT))
+        build(folder)
     return folder
+
+
+def long_request(lib: Library, **values: object) -> structs.Request:
+    """Thousands of steps."""
+    return lib.request(settings=lib.settings(num_autoregressive_samples=400, max_mel_tokens=250), **values)
+
+
+def steps(lib: Library, engine: ctypes.c_void_p) -> tuple[int, int]:
+    """-> decoding steps and requests in flight."""
+    info = structs.EngineInfo(struct_size=ctypes.sizeof(structs.EngineInfo))
+    lib.ok("engine_get_info", engine, ctypes.byref(info))
+    return info.steps, info.in_flight
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def slow_down(engine: ctypes.c_void_p, seconds: float) -> None:
+    """Let each of an engine's steps take as long."""
+    network = embedded._engines.get(engine.value or 0).network
+    step = network._ar_step
+
+    def slow(*arguments: object) -> object:
+        time.sleep(seconds)
+        return step(*arguments)  # type: ignore[arg-type]
+
+    network._ar_step = slow  # type: ignore[method-assign, assignment]
+
+
+def alone(seed: int, voice: VoiceLatents | None = None, **settings: object) -> bytes:
+    """What the fake engine says in a request, by the pipeline, without a scheduler."""
+    engine = FakeEngine()
+    chosen = settings_for(
+        engine, decoder="hifigan", num_autoregressive_samples=1, max_mel_tokens=40, **settings
+    )
+    return (
+        Pipeline(engine, Tokenizer(TOKENIZER))
+        .synthesize("Hello there.", voice, chosen, seed)
+        .wavs[0]
+        .tobytes()
+    )

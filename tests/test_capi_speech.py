@@ -1,22 +1,26 @@
-"""What is said through the C library: clips, voices, streams, cancelling, the log. Called from this process."""
+"""Clips that are said through the C library: voices, jobs, candidates, checking, cancelling. Called from this process."""
 
 from __future__ import annotations
 
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from capi import TOKENIZER, Audio, Library
+from capi import TOKENIZER, Library, alone, long_request, slow_down, steps, until
 
 from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.capi import embedded, structs
 from tortoise_rt.capi.status import Status
+from tortoise_rt.capi.structs import Audio
+from tortoise_rt.checking import retried
+from tortoise_rt.conditioning import one_voice
 from tortoise_rt.defaults import settings_for
-from tortoise_rt.pipeline import Pipeline
+from tortoise_rt.pipeline import Pipeline, Result
 from tortoise_rt.text import Tokenizer
 from tortoise_rt.voice import VoiceLatents
 
@@ -29,23 +33,6 @@ def engine(lib: Library) -> Iterator[ctypes.c_void_p]:
     opened = lib.open()
     yield opened
     lib.call("engine_close", opened)
-
-
-# --- clips ---
-
-
-def alone(seed: int, voice: VoiceLatents | None = None, **settings: object) -> bytes:
-    """The same by the pipeline, without a scheduler."""
-    engine = FakeEngine()
-    chosen = settings_for(
-        engine, decoder="hifigan", num_autoregressive_samples=1, max_mel_tokens=40, **settings
-    )
-    return (
-        Pipeline(engine, Tokenizer(TOKENIZER))
-        .synthesize("Hello there.", voice, chosen, seed)
-        .wavs[0]
-        .tobytes()
-    )
 
 
 def test_a_clip_is_that_of_python(lib: Library, engine: ctypes.c_void_p) -> None:
@@ -112,42 +99,12 @@ def test_a_job(lib: Library, engine: ctypes.c_void_p) -> None:
     lib.ok("job_wait", job, -1.0)
     lib.ok("job_poll", job)
     for _ in range(2):  # a copy each time
-        lib.ok("job_audio", job, by(audio))
-        assert lib.samples(audio) == alone(3) and audio.seed == 3
+        lib.ok("job_audio", job, ctypes.c_size_t(0), by(audio))
+        assert lib.samples(audio) == alone(3)
+        assert (audio.seed, audio.tries, audio.problems) == (3, 1, -1)
     lib.ok("job_cancel", job)  # too late
     lib.ok("job_poll", job)
     lib.ok("job_close", job)
-
-
-def long_request(lib: Library, **values: object) -> structs.Request:
-    """Thousands of steps."""
-    return lib.request(settings=lib.settings(num_autoregressive_samples=400, max_mel_tokens=250), **values)
-
-
-def steps(lib: Library, engine: ctypes.c_void_p) -> tuple[int, int]:
-    """-> decoding steps and requests in flight."""
-    info = structs.EngineInfo(struct_size=ctypes.sizeof(structs.EngineInfo))
-    lib.ok("engine_get_info", engine, by(info))
-    return info.steps, info.in_flight
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
-
-
-def slow_down(engine: ctypes.c_void_p, seconds: float) -> None:
-    """Let each of an engine's steps take as long."""
-    network = embedded._engines.get(engine.value or 0).network
-    step = network._ar_step
-
-    def slow(*arguments: object) -> object:
-        time.sleep(seconds)
-        return step(*arguments)  # type: ignore[arg-type]
-
-    network._ar_step = slow  # type: ignore[method-assign, assignment]
 
 
 def test_cancelled_within_a_step(lib: Library, engine: ctypes.c_void_p) -> None:
@@ -164,7 +121,7 @@ def test_cancelled_within_a_step(lib: Library, engine: ctypes.c_void_p) -> None:
     assert found == [Status.CANCELLED]
     until(lambda: steps(lib, engine)[1] == 0)
     assert steps(lib, engine)[0] - before <= 2  # the one under way, and one that ended before the call
-    assert "cancelled" in lib.fails(Status.CANCELLED, "job_audio", job, by(audio))
+    assert "cancelled" in lib.fails(Status.CANCELLED, "job_audio", job, ctypes.c_size_t(0), by(audio))
 
 
 def test_a_timeout_and_a_full_queue(lib: Library) -> None:
@@ -192,120 +149,95 @@ def test_closing_an_engine_ends_what_waits(lib: Library) -> None:
     lib.ok("engine_close", engine)
     for thread in threads:
         thread.join(20)
-    assert len(found) == 3 and set(found) <= {Status.CANCELLED, Status.CLOSED}
+    assert found == [Status.CANCELLED] * 3
 
 
-# --- streams ---
-
-TEXT = "One sentence. And another one. A third."
-chunk_fn = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(structs.Chunk), ctypes.c_void_p)
+# --- several clips, and checked ones ---
 
 
-def heard(chunk: structs.Chunk) -> np.ndarray:
-    return np.frombuffer(ctypes.string_at(chunk.samples, 4 * chunk.count), np.float32)
+def test_candidates(lib: Library, engine: ctypes.c_void_p) -> None:
+    """The best of the samples, best first; a call that gives one clip says so before it draws."""
+    fake, audio, job = FakeEngine(), Audio(), ctypes.c_void_p()
+    several = {"num_autoregressive_samples": 4, "k": 3}
+    chosen = settings_for(fake, decoder="hifigan", max_mel_tokens=40, **several)
+    wanted = Pipeline(fake, Tokenizer(TOKENIZER)).synthesize("Hello there.", None, chosen, 1).wavs
+    request = lib.request(settings=lib.settings(**several))
+    lib.ok("submit", engine, by(request), by(job))
+    for index, wav in enumerate(wanted):
+        lib.ok("job_audio", job, ctypes.c_size_t(index), by(audio))
+        assert audio.seed == 1 and lib.samples(audio) == wav.tobytes()
+    assert len({wav.tobytes() for wav in wanted}) == 3
+    lib.fails(Status.END, "job_audio", job, ctypes.c_size_t(3), by(audio))
+    assert audio.samples is None and audio.count == 0
+    for name, *arguments in [("synthesize", by(audio)), ("stream_open", by(job))]:
+        assert "k is 3, and only jobs" in lib.fails(Status.SETTINGS, name, engine, by(request), *arguments)
 
 
-def streamed(
-    lib: Library, engine: ctypes.c_void_p, request: structs.Request, stop: int = 0
-) -> list[tuple[int, int, np.ndarray]]:
-    """(sequence, sentence, samples) of the pieces, until number ``stop`` says no."""
-    pieces: list[tuple[int, int, np.ndarray]] = []
-
-    @chunk_fn
-    def take(chunk: object, user: int) -> int:
-        assert user == 77
-        pieces.append((chunk[0].sequence, chunk[0].sentence, heard(chunk[0])))  # type: ignore[index]
-        return len(pieces) != stop
-
-    lib.ok("speak", engine, by(request), take, ctypes.c_void_p(77))
-    return pieces
+CHECKED = {"check": 1, "max_retries": 2, "num_autoregressive_samples": 2, "max_mel_tokens": 20}
 
 
-def test_pieces_joined_are_the_clip(lib: Library, engine: ctypes.c_void_p) -> None:
-    pieces = streamed(lib, engine, lib.request("Hello there.", chunk=8, split=0))
-    assert [number for number, _, _ in pieces] == list(range(len(pieces))) and len(pieces) > 2
-    whole = np.frombuffer(alone(1), np.float32)
-    assert np.abs(np.concatenate([wav for _, _, wav in pieces]) - whole).max() <= 1e-5
+def tries(text: str, seed: int, k: int = 1) -> Result:
+    """What Python makes of a checked text."""
+    fake = FakeEngine()
+    chosen = settings_for(fake, decoder="hifigan", **{**CHECKED, "check": True, "k": k})
+    voice, pipeline = one_voice(fake, None, chosen, seed), Pipeline(fake, Tokenizer(TOKENIZER))
+    return retried(lambda again: pipeline.synthesize(text, voice, chosen, again), seed, 2)
 
 
-def test_sentences(lib: Library, engine: ctypes.c_void_p) -> None:
-    """Each is said with the next seed; between them is as much silence as is asked for."""
-    voice, latents = (
-        ctypes.c_void_p(),
-        np.random.default_rng(1).standard_normal(FakeEngine().dims["ar.dim"], np.float32),
-    )
-    size = ctypes.c_size_t(len(latents))
-    lib.ok("voice_from_latents", engine, ctypes.c_void_p(latents.ctypes.data), size, NULL, size, by(voice))
-    pieces = streamed(lib, engine, lib.request(TEXT, pause=0.5, voice=voice.value))
-    assert sorted({sentence for _, sentence, _ in pieces}) == [0, 1, 2]
-    second = np.concatenate([wav for _, sentence, wav in pieces if sentence == 1])
-    request = lib.request("And another one.", seed=2, voice=voice.value)
-    clip = np.frombuffer(lib.clip(engine, request), np.float32)
-    assert not second[:12000].any()
-    assert np.abs(second[12000:] - clip).max() <= 1e-5
+def test_checked_clips(lib: Library, engine: ctypes.c_void_p) -> None:
+    """On noise, where no clip is good: the best of three tries are what Python keeps."""
+    audio, job, said = Audio(), ctypes.c_void_p(), ctypes.create_string_buffer(200)
+    wanted = tries("Hello.", 3, k=2)
+    assert wanted.tries == (3, 4, 5) and len(wanted.drawn) == 2
+    lib.ok("submit", engine, by(lib.request("Hello.", lib.settings(**CHECKED, k=2), seed=3)), by(job))
+    for index, (drawn, report) in enumerate(zip(wanted.drawn, wanted.reports, strict=True)):
+        lib.ok("job_audio", job, ctypes.c_size_t(index), by(audio))
+        assert (audio.seed, audio.tries, audio.problems) == (drawn.seed, 3, len(report.problems))
+        assert lib.samples(audio) == wanted.wavs[index].tobytes() and report.problems
+        lib.ok("job_problems", job, ctypes.c_size_t(index), said, ctypes.c_size_t(200))
+        assert said.value.decode() == "; ".join(report.problems)
+    lib.fails(Status.END, "job_problems", job, ctypes.c_size_t(2), said, ctypes.c_size_t(200))
+    assert said.value == b""
+    lib.ok("synthesize", engine, by(lib.request("Hello.", lib.settings(**CHECKED), seed=3)), by(audio))
+    assert (audio.seed, audio.tries) == (tries("Hello.", 3).seed, 3) and lib.samples(audio)
+    refused = lib.request(settings=lib.settings(check=1))
+    nan = lib.request(settings=lib.settings(**CHECKED), timeout=float("nan"))
+    assert "not nan" in lib.fails(Status.SETTINGS, "submit", engine, by(nan), by(job))
+    assert "heard before" in lib.fails(Status.SETTINGS, "stream_open", engine, by(refused), by(job))
 
 
-def test_a_callback_stops(lib: Library, engine: ctypes.c_void_p) -> None:
-    assert len(streamed(lib, engine, lib.request(TEXT, chunk=4), stop=2)) == 2
+def test_checking_ends_early(lib: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By cancelling, within a try or between two; by its time, for all tries together; by closing the engine."""
+    engine, audio, job = lib.open(queue=1), Audio(), ctypes.c_void_p()
+    scheduler = embedded._engines.get(engine.value or 0).scheduler
+    slow_down(engine, 0.01)
+    endless = lib.settings(**{**CHECKED, "max_retries": 100})
+    lib.ok("submit", engine, by(lib.request(settings=endless)), by(job))
+    until(lambda: steps(lib, engine)[0] > 30)  # the second try: each has 20 steps
+    assert lib.call("job_poll", job) == Status.PENDING
+    before, _ = steps(lib, engine)
+    lib.ok("job_cancel", job)
+    lib.fails(Status.CANCELLED, "job_wait", job, -1.0)
+    assert steps(lib, engine)[0] - before <= 2
+
+    submit = scheduler.submit
+
+    def submit_too_late(*arguments: Any, **options: Any) -> Any:
+        until(lambda: job.value is not None)
+        lib.ok("job_cancel", job)
+        return submit(*arguments, **options)
+
+    with monkeypatch.context() as patch:  # cancelled before the try's own handle is there
+        patch.setattr(scheduler, "submit", submit_too_late)
+        lib.ok("submit", engine, by(lib.request(settings=endless)), by(job))
+        lib.fails(Status.CANCELLED, "job_wait", job, 20.0)
     until(lambda: steps(lib, engine)[1] == 0)
 
-
-def test_pieces_are_taken(lib: Library, engine: ctypes.c_void_p) -> None:
-    stream, chunk, got = ctypes.c_void_p(), structs.Chunk(), []
-    lib.ok("stream_open", engine, by(lib.request(TEXT, chunk=8)), by(stream))
-    while (status := lib.call("stream_next", stream, 0.001, by(chunk))) != Status.END:
-        if status == Status.OK:
-            got.append(heard(chunk))
-        else:
-            assert status == Status.PENDING and chunk.samples is None
-    lib.fails(Status.END, "stream_next", stream, -1.0, by(chunk))
-    lib.ok("stream_close", stream)
-    assert np.array_equal(
-        np.concatenate(got),
-        np.concatenate([w for _, _, w in streamed(lib, engine, lib.request(TEXT, chunk=8))]),
-    )
-
-
-def test_a_stream_is_given_up_from_another_thread(lib: Library, engine: ctypes.c_void_p) -> None:
-    stream, chunk = ctypes.c_void_p(), structs.Chunk()
-    lib.ok("stream_open", engine, by(long_request(lib, text=TEXT)), by(stream))
-    threading.Timer(0.05, lambda: lib.ok("stream_cancel", stream)).start()
-    assert "given up" in lib.fails(Status.CANCELLED, "stream_next", stream, -1.0, by(chunk))
-    until(lambda: steps(lib, engine)[1] == 0)
-    lib.ok("stream_close", stream)
-
-
-def test_what_a_reading_fails_with(lib: Library, engine: ctypes.c_void_p) -> None:
-    stream, chunk = ctypes.c_void_p(), structs.Chunk()
-    lib.ok("stream_open", engine, by(lib.request("  ")), by(stream))
-    for _ in range(2):
-        assert "nothing to say" in lib.fails(Status.TEXT, "stream_next", stream, -1.0, by(chunk))
-    lib.ok("stream_close", stream)
-
-
-# --- the rest ---
-
-
-def test_the_log(lib: Library, engine: ctypes.c_void_p) -> None:
-    told: list[tuple[int, str, int]] = []
-
-    @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-    def tell(level: int, message: bytes, user: int) -> None:
-        told.append((level, message.decode(), user))
-
-    lib.ok("set_log", tell, ctypes.c_void_p(5), 20)
-    lib.ok("engine_close", lib.open(backend=None, engine=None, tokenizer=None))
-    lib.ok("set_log", NULL, NULL, 0)
-    assert told[0][0] == 20 and told[0][1].startswith("engine: onnx on cpu from ") and told[0][2] == 5
-    count = len(told)
-    lib.ok("engine_close", lib.open(backend=None, engine=None, tokenizer=None))
-    assert len(told) == count
-
-
-def test_messages_belong_to_their_thread(lib: Library) -> None:
-    lib.fails(Status.ARGUMENT, "job_poll", NULL)
-    others: list[str] = []
-    thread = threading.Thread(target=lambda: others.append(lib.error))
-    thread.start()
-    thread.join()
-    assert others == [""] and lib.error == "trt_job_wait: job is NULL"
+    before, began = steps(lib, engine)[0], time.monotonic()
+    lib.fails(Status.TIMEOUT, "synthesize", engine, by(lib.request(settings=endless, timeout=0.5)), by(audio))
+    assert time.monotonic() - began < 5 and steps(lib, engine)[0] > before + 20
+    lib.ok("submit", engine, by(lib.request(settings=endless)), by(job))
+    handle = embedded._jobs.get(job.value or 0).handle
+    lib.ok("engine_close", engine)
+    assert handle.wait(0) and len(scheduler.policy) == 0
+    lib.fails(Status.CLOSED, "job_poll", job)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..bundle import Bundle
 
 THREADS_VARIABLE = "TORTOISE_RT_THREADS"
+TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 _DEVICE = re.compile(r"(cpu|cuda)(?::([0-9]{1,3}))?")
 
 
@@ -70,8 +71,13 @@ def _parse_device(device: str) -> tuple[str, int]:
     return match[1], int(match[2] or 0)
 
 
-def _onnxruntime() -> Any:
-    """The module, imported when an engine needs it; raises MissingDependency."""
+def import_onnxruntime() -> Any:
+    """The module, imported when an engine needs it; raises MissingDependency.
+
+    Without the telemetry of newer versions, unless the environment says otherwise: that looks for a host of its maker's,
+    writes into the user's cache, and has a thread for which a forked child waits for ever at its end.
+    """
+    os.environ.setdefault(TELEMETRY_VARIABLE, "1")
     try:
         import onnxruntime
     except ImportError:
@@ -80,7 +86,7 @@ def _onnxruntime() -> Any:
 
 
 def _check_version(folder: Path, required: str) -> None:
-    installed = _onnxruntime().__version__
+    installed = import_onnxruntime().__version__
     if _version_tuple(installed) < _version_tuple(required):
         raise BundleMismatch(
             f"{folder} needs onnxruntime {required} or newer; {installed} is installed: pip install -U onnxruntime"
@@ -127,7 +133,7 @@ class OnnxEngine(Engine):
         self._files = files
         self._check_files = check_files
         self._kind, self._number = _parse_device(device)
-        self._runtime = _onnxruntime()
+        self._runtime = import_onnxruntime()
         self._provider = PROVIDERS[self._kind]
         self._threads = thread_count()
         offered = self._runtime.get_available_providers()

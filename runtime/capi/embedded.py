@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import io
 import logging
 import sys
 import threading
@@ -21,7 +19,7 @@ from ..rng import Philox
 from ..spec import CODE_RATE
 from ..tts import as_clips
 from ..voice import Voice, VoiceLatents, find_voices
-from . import work
+from . import told, work
 from .handles import Handles
 from .status import Status, answers
 from .structs import (
@@ -35,15 +33,16 @@ from .structs import (
     floats,
     write_floats,
     write_number,
+    write_struct,
     write_text,
 )
 
 API_VERSION = 1
 MOST_CLIPS = 1000
+PATIENCE = 1.0  #: seconds that the end of the process waits for the log to be told
 log = logging.getLogger("tortoise_rt")
 _engines, _voices = Handles[work.OpenEngine]("engine"), Handles[work.OpenVoice]("voice")
 _jobs, _streams = Handles[work.Job]("job"), Handles[work.Stream]("stream")
-_log_type = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
 # --- the library ---
@@ -59,43 +58,15 @@ def start(guest: int, api: int, version: str) -> None:
         )
     logging.logThreads = False  # a thread of the caller's would be remembered for ever
     if guest:
-        sys.stdout = sys.stderr = _Printed()
+        sys.stdout = sys.stderr = told.Printed()
         threading.excepthook = lambda failed: log.error("a thread failed: %s", failed.exc_value)
         log.propagate = False
         log.addHandler(logging.NullHandler())
 
 
-class _Printed(io.TextIOBase):
-    """Takes what libraries print: it goes to the log, as the standard streams are the caller's."""
-
-    def write(self, text: str) -> int:
-        if text.strip():
-            log.info("%s", text.rstrip())
-        return len(text)
-
-
-class _Told(logging.Handler):
-    """Passes the log on to a function of the caller's."""
-
-    def __init__(self, function: int, user: int, level: int) -> None:
-        super().__init__(level)
-        self._function, self._user = _log_type(function), user
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            message = self.format(record)
-        except Exception as error:
-            message = f"{record.msg} ({error})"
-        self._function(record.levelno, message.encode("utf-8", "replace"), self._user)
-
-
 @answers
 def set_log(function: int, user: int, level: int) -> None:
-    for handler in [h for h in log.handlers if isinstance(h, _Told)]:
-        log.removeHandler(handler)
-    if function:
-        log.addHandler(_Told(function, user, level))
-    log.setLevel(level if function else logging.WARNING)
+    told.tell(function, user, level)
 
 
 @answers
@@ -110,7 +81,7 @@ def close(kind: str, number: int) -> None:
     elif kind == "voice":
         _voices.take(number)
     elif kind == "job":
-        _jobs.take(number).handle.cancel()
+        _jobs.take(number).cancel()
     else:
         _streams.take(number).cancel()
 
@@ -118,22 +89,24 @@ def close(kind: str, number: int) -> None:
 @answers
 def close_all() -> None:
     """At the end of the process."""
+    told.tell(0, 0, 0, PATIENCE)
     for number in _engines.numbers():
         _close_engine(number)
 
 
 def _close_engine(number: int) -> None:
-    engine = _engines.take(number)
-    streams = _streams.take_of(engine)
-    for stream in streams:
-        stream.cancel()
-    _jobs.take_of(engine)
-    _voices.take_of(engine)
-    engine.scheduler.close()
-    for stream in streams:
-        stream.join()
-    del engine, streams
+    _end(_engines.take(number))
     gc.collect()  # so that the networks' memory is given back now
+
+
+def _end(engine: work.OpenEngine) -> None:
+    _voices.take_of(engine)
+    under_way: list[work.Stream | work.Job] = [*_streams.take_of(engine), *_jobs.take_of(engine)]
+    for one in under_way:
+        one.cancel()
+    engine.scheduler.close()
+    for one in under_way:
+        one.join()
 
 
 # --- engines ---
@@ -195,6 +168,8 @@ def voice_from_clips(engine: int, clips: int, count: int, voice: int) -> None:
     if not 1 <= count <= MOST_CLIPS:
         raise VoiceError(f"{count} clips were given; a voice has 1 to {MOST_CLIPS}")
     given = (Clip * count).from_address(clips)
+    if empty := [number for number, clip in enumerate(given) if not clip.samples]:
+        raise InputError(f"trt_voice_from_clips: clips[{empty[0]}].samples is NULL")
     heard = as_clips([resample(floats(clip.samples, clip.count), clip.rate, CODE_RATE) for clip in given])
     write_number(voice, _voices.add(work.OpenVoice(opened, Voice("clips", clips=heard))))
 
@@ -256,10 +231,14 @@ def submit(engine: int, request: int, job: int) -> None:
 def synthesize(engine: int, request: int, job: int, count: int) -> None:
     """Submit and wait; a job that is done, and how many samples it has. None is left where it fails."""
     opened, wanted = _engines.get(engine), Request.read(request)
-    made = work.submit(opened, _voice_of(opened, wanted), wanted)
-    samples = len(made.handle.result().wavs[0])
-    write_number(job, _jobs.add(made))
-    write_number(count, samples)
+    made = work.submit(opened, _voice_of(opened, wanted), wanted, lent=True)
+    number = _jobs.add(made)
+    try:
+        write_number(count, made.audio(0).count)
+    except BaseException:
+        _jobs.take(number)
+        raise
+    write_number(job, number)
 
 
 @answers
@@ -268,30 +247,47 @@ def job_wait(job: int, seconds: float) -> Status:
 
 
 @answers
-def job_count(job: int, count: int) -> None:
-    """Wait; then how many samples there are."""
-    write_number(count, len(_jobs.get(job).handle.result().wavs[0]))
+def job_count(job: int, index: int, count: int) -> Status:
+    """Wait; then how many samples clip number ``index`` has, or END."""
+    done = _jobs.get(job)
+    if index >= len(done):
+        return Status.END
+    write_number(count, done.audio(index).count)
+    return Status.OK
 
 
 @answers
-def job_copy(job: int, samples: int, seed: int, complete: int, closes: int) -> None:
-    """Of a job that is done; closes: it is closed, too."""
+def job_copy(job: int, index: int, samples: int, audio: int, closes: int) -> None:
+    """A clip of a job that is done: all but where its samples are; closes: the job is closed, too."""
     done = _jobs.take(job) if closes else _jobs.get(job)
-    result = done.handle.result()
-    write_floats(result.wavs[0], samples)
-    write_number(seed, done.seed)
-    write_number(complete, int(result.complete))
+    write_floats(done.handle.result().wavs[index], samples)
+    write_struct(done.audio(index), audio)
+
+
+@answers
+def job_problems(job: int, index: int, text: int, size: int) -> Status:
+    done = _jobs.get(job)
+    there = index < len(done)
+    write_text(done.problems(index) if there else "", text, size)
+    return Status.OK if there else Status.END
 
 
 @answers
 def job_cancel(job: int) -> None:
-    _jobs.get(job).handle.cancel()
+    _jobs.get(job).cancel()
 
 
 @answers
-def stream_open(engine: int, request: int, stream: int) -> None:
+def stream_open(engine: int, request: int, lent: int, live: int, stream: int) -> None:
+    """lent: for trt_speak(), which closes it; live: the text goes on with stream_feed."""
     opened, wanted = _engines.get(engine), Request.read(request)
-    write_number(stream, _streams.add(work.stream(opened, _voice_of(opened, wanted), wanted)))
+    made = work.stream(opened, _voice_of(opened, wanted), wanted, bool(lent), bool(live))
+    write_number(stream, _streams.add(made))
+
+
+@answers
+def stream_feed(stream: int, text: bytes, final: int) -> None:
+    _streams.get(stream).feed(text, bool(final))
 
 
 @answers
@@ -300,8 +296,7 @@ def stream_next(stream: int, seconds: float, chunk: int) -> Status:
     if isinstance(taken, Status):
         return taken
     piece, number = taken
-    made = Chunk(piece.wav.ctypes.data, len(piece.wav), number, piece.sentence)
-    ctypes.memmove(chunk, ctypes.byref(made), ctypes.sizeof(made))
+    write_struct(Chunk(piece.wav.ctypes.data, len(piece.wav), number, piece.sentence), chunk)
     return Status.OK
 
 

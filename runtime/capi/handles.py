@@ -42,10 +42,13 @@ class Handles(Generic[T]):
             return self._open.pop(number)
 
     def take_of(self, engine: Any) -> list[T]:
-        """Close all handles whose ``engine`` that is; -> what was behind them."""
+        """Close all handles whose ``engine`` that is, but for those that are ``lent``; -> what is behind all of them."""
         with self._lock:
-            gone = [number for number, content in self._open.items() if content.engine is engine]  # type: ignore[attr-defined]
-            return [self._open.pop(number) for number in gone]
+            found = {number: content for number, content in self._open.items() if content.engine is engine}  # type: ignore[attr-defined]
+            for number, content in found.items():
+                if not getattr(content, "lent", False):
+                    del self._open[number]
+            return list(found.values())
 
     def numbers(self) -> list[int]:
         """Those that are open."""

@@ -3,10 +3,11 @@
  * libpython is opened at run time rather than linked, so that a program starts where there is none and gets an error code.
  * Compiled by build.py with TRT_VERSION, TRT_PYTHON (of the environment), TRT_LIBPYTHON (path) and TRT_SONAME (name).
  */
-#define _GNU_SOURCE
+#define _GNU_SOURCE 1
 #include <Python.h>
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -36,8 +37,8 @@ static struct { PYTHON_FUNCTIONS(POINTER) } py;
 
 static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
 static PyObject *bridge;  /* the module tortoise_rt.capi.embedded, once Python is started */
-static pid_t owner;       /* the process that started it */
-int guest;                /* 1: Python runs because this library started it */
+static pid_t owner;       /* the process that starts it, or has */
+static int guest;         /* 1: Python runs because this library started it */
 static int broken;        /* 1: Python could not be initialised, and cannot be tried again */
 static char environment[PATH_MAX]; /* the python that was chosen */
 
@@ -58,6 +59,19 @@ static void take_exception(char *message, size_t size)
     py.Py_DecRef(traceback);
 }
 
+/* Whether Python is a parent's, of which only this thread is left. */
+static int is_forked(void)
+{
+    const pid_t started = __atomic_load_n(&owner, __ATOMIC_ACQUIRE);
+    return started != 0 && started != getpid();
+}
+
+static int fail_forked(void)
+{
+    return fail(TRT_ERROR_FORK, "this process was forked after the library was started in its parent: start it after the "
+                                "fork, or run another program in the child");
+}
+
 int call(const char *function, const char *format, ...)
 {
     PyGILState_STATE state;
@@ -66,11 +80,12 @@ int call(const char *function, const char *format, ...)
     va_list values;
     int status;
 
+    if (is_forked())
+        return fail_forked();
     if (__atomic_load_n(&bridge, __ATOMIC_ACQUIRE) == NULL)
         return fail(TRT_ERROR_CLOSED, "nothing is open: open an engine first");
-    if (owner != getpid())
-        return fail(TRT_ERROR_FORK, "this process was forked after the library was started in its parent: start it "
-                                    "after the fork, or run another program in the child");
+    if (!py.Py_IsInitialized())
+        return fail(TRT_ERROR_CLOSED, "the program has ended the Python that it ran, and the engines with it");
     state = py.PyGILState_Ensure();
     va_start(values, format);
     arguments = py.Py_VaBuildValue(format, values);
@@ -158,11 +173,15 @@ static int find_python(const char *python)
 {
     char base[PATH_MAX];
     void *library = RTLD_DEFAULT;
+    const char *version;
     int (*initialised)(void) = (int (*)(void))dlsym(RTLD_DEFAULT, "Py_IsInitialized");
     if (initialised == NULL || !initialised()) {
         if (access(python, X_OK) != 0)
             return fail(TRT_ERROR_ENVIRONMENT,
-                        "there is no python at %s: set TORTOISE_RT_PYTHON to that of an environment with tortoise-rt", python);
+                        errno == EACCES
+                            ? "this user may not run %s, or not look where it is: give the right, or set TORTOISE_RT_PYTHON to another"
+                            : "there is no python at %s: set TORTOISE_RT_PYTHON to that of an environment with tortoise-rt",
+                        python);
         find_base(python, base);
         if (!has_modules(base))
             return fail(TRT_ERROR_ENVIRONMENT, "%s is no Python " PYTHON_VERSION ", which this library was built for (there "
@@ -175,11 +194,13 @@ static int find_python(const char *python)
 #define FIND(name)                                                                                                     \
     if ((py.name = (__typeof__(py.name))dlsym(library, #name)) == NULL)                                                \
         return fail(TRT_ERROR_ENVIRONMENT, "the Python of %s has no " #name ": " INSTALL, python);
+    FIND(Py_GetVersion)
+    version = py.Py_GetVersion();
+    if (strncmp(version, PYTHON_VERSION ".", strlen(PYTHON_VERSION ".")) != 0)
+        return fail(TRT_ERROR_ENVIRONMENT, "%s runs Python %.*s; this library was built for " PYTHON_VERSION ": " INSTALL,
+                    library == RTLD_DEFAULT ? "this process" : python, (int)strcspn(version, " "), version);
     PYTHON_FUNCTIONS(FIND)
 #undef FIND
-    if (strncmp(py.Py_GetVersion(), PYTHON_VERSION ".", strlen(PYTHON_VERSION ".")) != 0)
-        return fail(TRT_ERROR_ENVIRONMENT, "the Python of %s is %.8s; this library was built for " PYTHON_VERSION ": " INSTALL,
-                    python, py.Py_GetVersion());
     return TRT_OK;
 }
 
@@ -232,7 +253,6 @@ static int start_python(const char *python)
     py.PyGILState_Release(state);
     if (module == NULL)
         return status;
-    owner = getpid();
     __atomic_store_n(&bridge, module, __ATOMIC_RELEASE);
     status = call("start", "(iis)", guest, TRT_API_VERSION, TRT_VERSION);
     if (status != TRT_OK)
@@ -244,18 +264,23 @@ int trt_start(const char *python)
 {
     const char *wanted = python;
     int status = TRT_OK;
-    if (owner != 0 && owner != getpid())
-        return call("start", "()"); /* which says what is wrong */
+    if (is_forked())
+        return fail_forked();
     if (wanted == NULL && ((wanted = getenv("TORTOISE_RT_PYTHON")) == NULL || *wanted == 0))
         wanted = TRT_PYTHON;
     pthread_mutex_lock(&starting);
     if (broken)
         status = fail(TRT_ERROR_ENVIRONMENT, "Python did not start in this process, and cannot be tried again in it");
-    else if (bridge == NULL) {
-        snprintf(environment, sizeof environment, "%s", wanted);
-        status = start_python(environment);
-    } else if (python != NULL && strcmp(python, environment) != 0)
+    else if (guest && python != NULL && strcmp(python, environment) != 0)
         status = fail(TRT_ERROR_ENVIRONMENT, "Python runs already, in %s: name that one, or none", environment);
+    else if (bridge == NULL) {
+        if (!guest)
+            snprintf(environment, sizeof environment, "%s", wanted);
+        __atomic_store_n(&owner, getpid(), __ATOMIC_RELEASE);
+        status = start_python(environment);
+        if (status != TRT_OK && !guest && !broken) /* a child may still start it */
+            __atomic_store_n(&owner, 0, __ATOMIC_RELEASE);
+    }
     pthread_mutex_unlock(&starting);
     return status;
 }

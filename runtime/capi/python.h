@@ -8,8 +8,6 @@
 #include "tortoise_rt.h"
 #pragma GCC visibility pop
 
-extern int guest; /* 1: Python runs because this library started it */
-
 /* Set this thread's message; -> status. */
 __attribute__((format(printf, 2, 3))) int fail(int status, const char *format, ...);
 

@@ -6,6 +6,7 @@ A struct that begins with ``struct_size`` is read as far as that says, and what 
 from __future__ import annotations
 
 import ctypes
+import sys
 from ctypes import c_char, c_char_p, c_double, c_int64, c_size_t, c_void_p
 from typing import Any, ClassVar, TypeVar
 
@@ -112,6 +113,9 @@ class Settings(Versioned):
         ("cond_free_k", c_double),
         ("cond_free_share", c_double),
         ("cvvp_amount", c_double),
+        ("k", c_int64),
+        ("check", c_int64),
+        ("max_retries", c_int64),
     ]
 
 
@@ -144,6 +148,17 @@ class Clip(ctypes.Structure):
     _fields_: ClassVar = [("samples", c_void_p), ("count", c_size_t), ("rate", c_int64)]
 
 
+class Audio(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("samples", c_void_p),
+        ("count", c_size_t),
+        ("seed", c_int64),
+        ("complete", c_int64),
+        ("tries", c_int64),
+        ("problems", c_int64),
+    ]
+
+
 class Chunk(ctypes.Structure):
     _fields_: ClassVar = [
         ("samples", c_void_p),
@@ -151,6 +166,11 @@ class Chunk(ctypes.Structure):
         ("sequence", c_int64),
         ("sentence", c_int64),
     ]
+
+
+def write_struct(made: ctypes.Structure, address: int) -> None:
+    """Fill a struct of the caller's."""
+    ctypes.memmove(address, ctypes.byref(made), ctypes.sizeof(made))
 
 
 def decoded(text: bytes, name: str, kind: type[InputError] = InputError) -> str:
@@ -167,7 +187,9 @@ def fitted(text: str, size: int) -> bytes:
 
 
 def floats(address: int, count: int) -> Array:
-    """A copy of the caller's numbers, (count,) float32."""
+    """A copy of the caller's numbers, (count,) float32. Raises InputError for more than any memory has."""
+    if count > sys.maxsize // 4:
+        raise InputError(f"{count} numbers were given, more than memory can hold: is the count set?")
     made = np.empty(count, np.float32)
     ctypes.memmove(made.ctypes.data, address, made.nbytes)
     return made

@@ -97,7 +97,8 @@ int trt_settings_init(trt_settings *settings, size_t struct_size)
     INIT(trt_settings, settings, struct_size, .num_autoregressive_samples = -1, .max_mel_tokens = -1, .batch_rows = -1,
          .top_k = -1, .greedy = -1, .typical_sampling = -1, .diffusion_iterations = -1, .cond_free = -1,
          .enable_redaction = -1, .temperature = -1, .top_p = -1, .typical_mass = -1, .repetition_penalty = -1,
-         .diffusion_temperature = -1, .eta = -1, .cond_free_k = -1, .cond_free_share = -1, .cvvp_amount = -1);
+         .diffusion_temperature = -1, .eta = -1, .cond_free_k = -1, .cond_free_share = -1, .cvvp_amount = -1, .k = -1,
+         .check = -1, .max_retries = -1);
 }
 
 int trt_request_init(trt_request *request, size_t struct_size)
@@ -133,8 +134,7 @@ static void close_all(void)
 
 static void at_exit(void)
 {
-    if (guest)
-        atexit(close_all); /* behind the libraries' own, so that it runs before them */
+    atexit(close_all); /* behind the libraries' own, so that it runs before them */
 }
 
 int trt_engine_open(const trt_engine_options *options, trt_engine **engine)
@@ -184,8 +184,6 @@ int trt_voice_from_clips(trt_engine *engine, const trt_clip *clips, size_t count
     *voice = NULL;
     NEED(engine);
     NEED(clips);
-    for (size_t i = 0; i < count; i++)
-        NEED(clips[i].samples);
     return call("voice_from_clips", "(KKKK)", NUMBER(engine), NUMBER(clips), NUMBER(count), NUMBER(voice));
 }
 
@@ -234,16 +232,6 @@ int trt_stream_close(trt_stream *stream)
     return close_handle("stream", stream);
 }
 
-/* Close a handle behind a call that had a status and a message, which stay. */
-static int close_after(int status, const char *kind, const void *handle)
-{
-    char message[sizeof last_error];
-    memcpy(message, last_error, sizeof message);
-    close_handle(kind, handle);
-    memcpy(last_error, message, sizeof message);
-    return status;
-}
-
 int trt_submit(trt_engine *engine, const trt_request *request, trt_job **job)
 {
     int status;
@@ -266,34 +254,40 @@ int trt_job_wait(trt_job *job, double seconds)
     return call("job_wait", "(Kd)", NUMBER(job), seconds);
 }
 
-/* Copy what a job has made, of which count samples are known; closes: and close it in the same call. */
-static int take_audio(trt_job *job, size_t count, trt_audio *audio, int closes)
+/* Copy a clip that a job has made, of which count samples are known; closes: and close it in the same call. */
+static int take_audio(trt_job *job, size_t index, size_t count, trt_audio *audio, int closes)
 {
     int status;
     float *samples = malloc(count == 0 ? 1 : count * sizeof *samples);
     if (samples == NULL) {
-        status = fail(TRT_ERROR_MEMORY, "no memory for %zu samples", count);
-        return closes ? close_after(status, "job", job) : status;
+        if (closes)
+            close_handle("job", job);
+        return fail(TRT_ERROR_MEMORY, "no memory for %zu samples", count);
     }
-    status = call("job_copy", "(KKKKi)", NUMBER(job), NUMBER(samples), NUMBER(&audio->seed), NUMBER(&audio->complete), closes);
-    if (status != TRT_OK) {
+    status = call("job_copy", "(KKKKi)", NUMBER(job), NUMBER(index), NUMBER(samples), NUMBER(audio), closes);
+    if (status == TRT_OK)
+        audio->samples = samples;
+    else
         free(samples);
-        return status;
-    }
-    audio->samples = samples;
-    audio->count = count;
-    return TRT_OK;
+    return status;
 }
 
-int trt_job_audio(trt_job *job, trt_audio *audio)
+int trt_job_audio(trt_job *job, size_t index, trt_audio *audio)
 {
     size_t count = 0;
     int status;
     NEED(audio);
     memset(audio, 0, sizeof *audio);
     NEED(job);
-    status = call("job_count", "(KK)", NUMBER(job), NUMBER(&count));
-    return status == TRT_OK ? take_audio(job, count, audio, 0) : status;
+    status = call("job_count", "(KKK)", NUMBER(job), NUMBER(index), NUMBER(&count));
+    return status == TRT_OK ? take_audio(job, index, count, audio, 0) : status;
+}
+
+int trt_job_problems(trt_job *job, size_t index, char *text, size_t size)
+{
+    NEED(job);
+    NEED(text);
+    return call("job_problems", "(KKKK)", NUMBER(job), NUMBER(index), NUMBER(text), NUMBER(size));
 }
 
 int trt_job_cancel(trt_job *job)
@@ -314,18 +308,46 @@ int trt_synthesize(trt_engine *engine, const trt_request *request, trt_audio *au
     status = check_request(request);
     if (status == TRT_OK) /* few calls: each waits for Python's other threads to make room */
         status = call("synthesize", "(KKKK)", NUMBER(engine), NUMBER(request), NUMBER(&job), NUMBER(&count));
-    return status == TRT_OK ? take_audio(job, count, audio, 1) : status;
+    return status == TRT_OK ? take_audio(job, 0, count, audio, 1) : status;
+}
+
+static int open_stream(trt_engine *engine, const trt_request *request, int lent, int live, trt_stream **stream)
+{
+    int status = check_request(request);
+    if (status == TRT_OK)
+        status = call("stream_open", "(KKiiK)", NUMBER(engine), NUMBER(request), lent, live, NUMBER(stream));
+    return status;
 }
 
 int trt_stream_open(trt_engine *engine, const trt_request *request, trt_stream **stream)
 {
-    int status;
     NEED(stream);
     *stream = NULL;
     NEED(engine);
     NEED(request);
-    status = check_request(request);
-    return status == TRT_OK ? call("stream_open", "(KKK)", NUMBER(engine), NUMBER(request), NUMBER(stream)) : status;
+    return open_stream(engine, request, 0, 0, stream);
+}
+
+int trt_stream_open_live(trt_engine *engine, const trt_request *request, trt_stream **stream)
+{
+    NEED(stream);
+    *stream = NULL;
+    NEED(engine);
+    NEED(request);
+    return open_stream(engine, request, 0, 1, stream);
+}
+
+int trt_stream_feed(trt_stream *stream, const char *text)
+{
+    NEED(stream);
+    NEED(text);
+    return call("stream_feed", "(Kyi)", NUMBER(stream), text, 0);
+}
+
+int trt_stream_finish(trt_stream *stream)
+{
+    NEED(stream);
+    return call("stream_feed", "(Kyi)", NUMBER(stream), "", 1);
 }
 
 int trt_stream_next(trt_stream *stream, double seconds, trt_chunk *chunk)
@@ -344,16 +366,19 @@ int trt_stream_cancel(trt_stream *stream)
 
 int trt_speak(trt_engine *engine, const trt_request *request, trt_chunk_fn fn, void *user)
 {
-    trt_stream *stream;
+    trt_stream *stream = NULL;
     trt_chunk chunk;
     int status;
+    NEED(engine);
+    NEED(request);
     NEED(fn);
-    status = trt_stream_open(engine, request, &stream);
+    status = open_stream(engine, request, 1, 0, &stream); /* of which an engine's close leaves the pieces to us */
     if (status != TRT_OK)
         return status;
     while ((status = trt_stream_next(stream, -1, &chunk)) == TRT_OK && fn(&chunk, user))
         continue;
-    return close_after(status == TRT_END ? TRT_OK : status, "stream", stream);
+    close_handle("stream", stream);
+    return status == TRT_END ? TRT_OK : status;
 }
 
 int trt_write_wav(const char *path, const float *samples, size_t count)

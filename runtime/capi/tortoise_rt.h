@@ -37,10 +37,13 @@
  *     pieces of a stream.
  *   - Share one engine among all threads: what they ask for is decoded side by side, which is faster than one after
  *     another. Functions that wait hold no lock that others need.
- *   - The library starts a few threads of its own. Callbacks of trt_speak() run in the thread that called it, the log's
- *     in any thread.
+ *   - The library starts a few threads of its own. Callbacks of trt_speak() run in the thread that called it, the log's in
+ *     a thread of the library's, one message at a time. Both may call whatever they like, and must return: no longjmp(), no
+ *     exceptions.
+ *   - A thread that calls needs a stack of 256 KiB.
  *   - After fork() the library works in the parent only; in the child every call gives TRT_ERROR_FORK, unless the library
- *     had not been started before the fork. A child that execs is free to do anything.
+ *     had not been started before the fork. A child that execs is free to do anything; one that does not ends best by
+ *     _exit(), as after any fork of a process with threads.
  *
  * OWNERSHIP
  *   - Engines, voices, jobs and streams are handles: they look like pointers, are never looked into, and a handle that was
@@ -59,7 +62,8 @@
  *
  * PYTHON does the work, in the environment that the library was built in or the one that TORTOISE_RT_PYTHON names (the path
  *   of its python). PYTHONPATH and PYTHONHOME are not read. TORTOISE_RT_THREADS (threads that compute),
- *   TORTOISE_RT_CACHE and TORTOISE_RT_VOICES mean what they mean for the command tortoise-rt.
+ *   TORTOISE_RT_CACHE and TORTOISE_RT_VOICES mean what they mean for the command tortoise-rt. ORT_DISABLE_TELEMETRY=1 is put
+ *   into the environment by the first trt_engine_open() of onnx, unless it is there: ONNX Runtime would send reports.
  */
 #ifndef TORTOISE_RT_H
 #define TORTOISE_RT_H
@@ -123,8 +127,8 @@ enum trt_level { TRT_LOG_DEBUG = 10, TRT_LOG_INFO = 20, TRT_LOG_WARNING = 30, TR
 /* level: an enum trt_level; message: one or more lines that live during the call. */
 typedef void (*trt_log_fn)(int level, const char *message, void *user);
 
-/* Have what the library has to say from a level on told to fn, from any thread; NULL: nobody, as at first. user is passed
- * on and must live as long as fn is set. Starts Python. The call waits for nothing: fn may run once more while it returns. */
+/* Have what the library has to say from a level on told to fn; NULL: nobody, as at first. user is passed on and must live as
+ * long as fn is set: when the call returns, the fn before has run for the last time, unless it is what calls. Starts Python. */
 int trt_set_log(trt_log_fn fn, void *user, int level);
 
 /* --- engines --- */
@@ -158,7 +162,7 @@ typedef struct trt_engine_info {
     int64_t has_hifigan;        /* 1: the decoder "hifigan", and streams that are heard while they are drawn */
     int64_t can_rank;           /* 1: several samples can be drawn and the best be chosen */
     int64_t has_random_voices;  /* 1: the voice "random" */
-    int64_t can_listen;         /* 1: words in [brackets] can be cut out */
+    int64_t can_listen;         /* 1: words in [brackets] can be cut out, and clips be checked */
     int64_t autoregressive_width, diffusion_width; /* numbers in a voice's latents; the second 0 where it has none */
     int64_t rows;               /* samples that can be decoded side by side */
     int64_t in_flight;          /* requests, now */
@@ -223,6 +227,10 @@ typedef struct trt_settings {
     double diffusion_temperature;      /* 0 to 1 */
     double eta, cond_free_k, cond_free_share;
     double cvvp_amount;                /* 0 to 1: how much the voice counts in choosing the best */
+    int64_t k;                         /* clips that a job gives, the best of its samples; more than 1 of jobs only */
+    int64_t check;                     /* 1: an aligner compares clips with the text, and bad ones are drawn again, with the
+                                          next seeds. Of clips only */
+    int64_t max_retries;               /* how often that may be; -1: twice */
 } trt_settings;
 
 int trt_settings_init(trt_settings *settings, size_t struct_size);
@@ -255,6 +263,8 @@ typedef struct trt_audio {
     size_t count;
     int64_t seed;     /* that it was said with */
     int64_t complete; /* 0: the voice did not stop by itself, so words may be missing: split the text */
+    int64_t tries;    /* that were made of it: more than 1 where the setting check found it bad */
+    int64_t problems; /* that an aligner still finds: trt_job_problems() names them; -1: it was not checked */
 } trt_audio;
 
 /* Say a text and wait for it. On failure audio is all zero. TRT_ERROR_TEXT, _VOICE, _SETTINGS, _ENGINE, _BUSY, _TIMEOUT,
@@ -271,8 +281,13 @@ int trt_job_poll(trt_job *job);
 /* Wait for as many seconds at most, below 0 for ever; -> as trt_job_poll(). */
 int trt_job_wait(trt_job *job, double seconds);
 
-/* A copy of the audio, each time; waits for it. On failure audio is all zero. */
-int trt_job_audio(trt_job *job, trt_audio *audio);
+/* A copy of clip number index, the best is 0, each time; waits for it. TRT_END past the last. Where it is not TRT_OK, audio
+ * is all zero. */
+int trt_job_audio(trt_job *job, size_t index, trt_audio *audio);
+
+/* What an aligner still finds wrong with clip number index, as "missing "word"; no stop within the limit of codes", written
+ * to text (size bytes, cut where it is longer); "" where nothing, or where it was not checked. Waits. TRT_END past the last. */
+int trt_job_problems(trt_job *job, size_t index, char *text, size_t size);
 
 /* Give the job up; its rows are free by the next step. It then fails with TRT_ERROR_CANCELLED unless it was done. */
 int trt_job_cancel(trt_job *job);
@@ -283,7 +298,7 @@ int trt_job_close(trt_job *job);
 /* --- streams: a text of any length, heard while it is drawn --- */
 
 typedef struct trt_chunk {
-    const float *samples; /* the stream's: until its next piece is taken or it is closed */
+    const float *samples; /* the stream's: until its next piece is taken, or it or its engine is closed */
     size_t count;
     int64_t sequence;     /* number of the piece, from 0 on */
     int64_t sentence;     /* number of the sentence, from 0 on, which is said with seed + sentence */
@@ -293,6 +308,17 @@ typedef struct trt_chunk {
  * settings ask for more, or for diffusion, a piece is a sentence. Pieces joined are what is said. Eight are made ahead or
  * so; who does not take them stops the stream, not others. Close it with trt_stream_close(). */
 int trt_stream_open(trt_engine *engine, const trt_request *request, trt_stream **stream);
+
+/* The same of a text that is still being written, by a person or a language model: request->text is its beginning, or NULL;
+ * trt_stream_feed() goes on with it, trt_stream_finish() says that it has ended. A sentence is said when its end is there. */
+int trt_stream_open_live(trt_engine *engine, const trt_request *request, trt_stream **stream);
+
+/* More of the text, in pieces of any size, cut anywhere: within a word, or within a character. Waits for nothing; what is not
+ * said yet is kept. TRT_ERROR_TEXT, _ARGUMENT (the text has ended), else what the stream failed with. */
+int trt_stream_feed(trt_stream *stream, const char *text);
+
+/* The text has ended. */
+int trt_stream_finish(trt_stream *stream);
 
 /* Take the next piece; wait for it for as many seconds at most, below 0 for ever. TRT_PENDING: not yet. TRT_END: there is
  * no more. Else what it failed with. Where it is not TRT_OK, chunk is all zero. */
@@ -304,10 +330,11 @@ int trt_stream_cancel(trt_stream *stream);
 /* Close a stream, which gives it up where it has not ended, and with it its last piece. */
 int trt_stream_close(trt_stream *stream);
 
-/* chunk and its samples live during the call. Return 0 to stop, anything else to go on. */
+/* chunk and its samples live during the call, whatever is closed meanwhile. Return 0 to stop, anything else to go on. */
 typedef int (*trt_chunk_fn)(const trt_chunk *chunk, void *user);
 
-/* Say a text piece by piece to fn, in this thread. TRT_OK: all was said, or fn said stop. */
+/* Say a text piece by piece to fn, in this thread. TRT_OK: all was said, or fn said stop. TRT_ERROR_CANCELLED: the engine was
+ * closed. */
 int trt_speak(trt_engine *engine, const trt_request *request, trt_chunk_fn fn, void *user);
 
 /* --- the rest --- */

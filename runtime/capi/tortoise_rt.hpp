@@ -61,7 +61,7 @@ struct options : trt_engine_options {
     options() { check(trt_engine_options_init(this, sizeof(trt_engine_options))); }
 };
 struct settings : trt_settings {
-    settings() { check(trt_settings_init(this, sizeof(trt_settings))); }
+    settings() { trt::check(trt_settings_init(this, sizeof(trt_settings))); }
 };
 struct request : trt_request { // text must live until the request is given to an engine, and so must settings and voice
     explicit request(const char *said) { check(trt_request_init(this, sizeof(trt_request))); text = said; }
@@ -77,6 +77,8 @@ public:
     std::size_t size() const noexcept { return made_.count; }
     std::int64_t seed() const noexcept { return made_.seed; }
     bool complete() const noexcept { return made_.complete != 0; } // false: words may be missing
+    std::int64_t tries() const noexcept { return made_.tries; }
+    std::int64_t problems() const noexcept { return made_.problems; } // -1: it was not checked
     void write(const std::string &path) const { check(trt_write_wav(path.c_str(), made_.samples, made_.count)); }
 
 private:
@@ -98,7 +100,19 @@ public:
     explicit job(trt_job *opened) : handle_(opened) {}
     // Whether it is done, after as many seconds at most; below 0 for ever. Throws what it failed with.
     bool wait(double seconds = -1) const { return check(trt_job_wait(get(), seconds)) == TRT_OK; }
-    trt::audio audio() const { trt_audio made; check(trt_job_audio(get(), &made)); return trt::audio(made); }
+    // Clip number index, the best is 0; throws std::out_of_range past the last.
+    trt::audio audio(std::size_t index = 0) const {
+        trt_audio made;
+        if (check(trt_job_audio(get(), index, &made)) == TRT_END)
+            throw std::out_of_range("the job has no clip of this number");
+        return trt::audio(made);
+    }
+    // What an aligner still finds wrong with clip number index; see trt_job_problems.
+    std::string problems(std::size_t index = 0) const {
+        char found[1024];
+        check(trt_job_problems(get(), index, found, sizeof found));
+        return found;
+    }
     void cancel() const { check(trt_job_cancel(get())); }
     trt_job *get() const noexcept { return handle_.get(); }
 
@@ -117,6 +131,9 @@ public:
         return status == TRT_OK ? std::optional<trt_chunk>(chunk) : std::nullopt;
     }
     bool ended() const noexcept { return ended_; }
+    // Go on with a text that is still being written, and end it; see engine::live.
+    void feed(const std::string &text) const { check(trt_stream_feed(get(), text.c_str())); }
+    void finish() const { check(trt_stream_finish(get())); }
     void cancel() const { check(trt_stream_cancel(get())); }
     trt_stream *get() const noexcept { return handle_.get(); }
 
@@ -162,6 +179,12 @@ public:
     trt::stream stream(const trt_request &wanted) const {
         trt_stream *made = nullptr;
         check(trt_stream_open(get(), &wanted, &made));
+        return trt::stream(made);
+    }
+    // A stream whose text goes on by feed(), until finish().
+    trt::stream live(const trt_request &wanted) const {
+        trt_stream *made = nullptr;
+        check(trt_stream_open_live(get(), &wanted, &made));
         return trt::stream(made);
     }
     // Say a text piece by piece to fn(const trt_chunk &), which may return false to stop. What it throws comes out here.

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from .._version import __version__
+from ..errors import MissingDependency
 from .doctor_gpu import explain, find_driver, find_gpus
 from .progress import table
 
@@ -82,11 +83,12 @@ def _version(package: str) -> str:
 
 
 def _providers() -> str:
+    from ..backends.onnx import import_onnxruntime
+
     try:
-        import onnxruntime
-    except ImportError:
+        return ", ".join(import_onnxruntime().get_available_providers())
+    except MissingDependency:
         return "not installed"
-    return ", ".join(onnxruntime.get_available_providers())
 
 
 def _torch_devices() -> str:

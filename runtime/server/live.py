@@ -16,11 +16,11 @@ import anyio
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..errors import Cancelled, DeadlineExceeded, InputError, TortoiseError
+from ..incoming import IncomingText
 from ..spec import SAMPLE_RATE
 from .answers import error_object
 from .fields import parse_json, parse_live
 from .guard import known
-from .incoming import IncomingText
 from .service import Service, Speech
 from .sound import facts, in_thread
 

@@ -27,11 +27,11 @@ from wyoming.tts import (
 
 from .._version import __version__
 from ..errors import Cancelled, InputError, TextError
+from ..incoming import IncomingText
 from ..spec import SAMPLE_RATE
 from . import voices
 from .answers import error_object
 from .fields import Wish
-from .incoming import IncomingText
 from .service import Service, Speech
 from .sound import facts, in_thread
 

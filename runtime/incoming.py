@@ -1,4 +1,4 @@
-"""Text that is still being written, from a connection to whoever reads it aloud."""
+"""Text that is still being written, from whoever has it to whoever reads it aloud."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import queue
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import TextError
+from .errors import TextError
 
 
 class IncomingText:
