@@ -1,7 +1,12 @@
-"""Parity and speed of the PyTorch backend on a GPU; JSON lines out. Needs PyTorch with CUDA and this package.
+"""Parity and speed on a GPU; JSON lines out. Needs PyTorch and this package.
 
     python benchmarks/gpu_suite.py [-o results.jsonl] [--size official|tiny] [--repeats 5] [--device cuda]
                                    [--precisions fp32,fp16,bf16] [--reference-source DIR]
+    python benchmarks/gpu_suite.py --lean [--lean-speed] [-o results.jsonl]
+
+With ``--lean``: what runs without PyTorch, which is here to make bundles and to compare with: the kernels that bundles carry
+(with Triton and cuda-bindings), TensorRT's plans (with tensorrt-rtx or tensorrt) and ONNX Runtime's CUDA provider (with
+onnxruntime-gpu), each as far as it is installed; ``--lean-speed`` times them as well. Else the PyTorch backend:
 
 Verifies first: every graph on the device in each precision against the module on the CPU, three times, so that replayed
 graphs are checked too, whole small runs, and what the device does by itself against the same with the host in between. Then times every stage of the model on random weights of the chosen size,
@@ -26,22 +31,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from judge import gpu_reference
-from judge.gpu_speech import random_voice, sentences, streams
+from judge import gpu_parity, gpu_reference
+from judge.gpu_speech import sentences, streams
 
 from tortoise_rt._version import __version__
+from tortoise_rt.backends.device import gpu_names
 from tortoise_rt.backends.torch import TorchEngine
-from tortoise_rt.config import ARSettings, make_settings
-from tortoise_rt.engine import KVCache, ProxyEngine
-from tortoise_rt.export.checkpoints import Checkpoints
-from tortoise_rt.export.parity import check_graphs
+from tortoise_rt.config import ARSettings
+from tortoise_rt.engine import KVCache
 from tortoise_rt.export.random_checkpoint import write_checkpoints
 from tortoise_rt.machine import cpu_name
-from tortoise_rt.pipeline import Pipeline
 from tortoise_rt.sampling import Drawing
 from tortoise_rt.vocoder import hifigan, noise_shape, univnet
 
-TINY = Path(__file__).parent.parent / "tests" / "data" / "tiny-a"
 Row = dict[str, Any]
 
 
@@ -64,76 +66,6 @@ def environment(device: torch.device) -> Row:
         "threads": torch.get_num_threads(),
         "tf32": False,
     }
-
-
-def parity(device: torch.device, precision: str) -> Iterator[Row]:
-    """Every graph of the tiny checkpoint, on the device against the CPU: as it is, recorded and replayed."""
-    engine = TorchEngine(TINY, str(device), precision)
-    for attempt in ("first", "second", "third"):
-        for p in check_graphs(engine, Checkpoints(TINY)):
-            yield {
-                "kind": "parity",
-                "graph": p.graph,
-                "precision": p.precision,
-                "call": attempt,
-                "error": p.error,
-                "bound": p.bound,
-                "judge": p.judge,
-                "ok": p.ok,
-            }
-
-
-def whole_runs(device: torch.device) -> Iterator[Row]:
-    """The tiny model's codes and wav of one seed, on the device and on the CPU, in fp32."""
-    arguments = dict(num_autoregressive_samples=4, diffusion_iterations=5, max_mel_tokens=30)
-    for decoder in ("diffusion", "hifigan"):
-        settings = make_settings(decoder=decoder, **arguments)
-        there, here = (
-            Pipeline(TorchEngine(TINY, name)).synthesize([62, 84, 28], None, settings, seed=1)
-            for name in (str(device), "cpu")
-        )
-        same = bool((there.codes == here.codes).all())
-        error = float(np.abs(there.wavs[0] - here.wavs[0]).max()) if same else None
-        ok = same and error is not None and error < 5e-3
-        yield {"kind": "whole run", "decoder": decoder, "same_codes": same, "wav_error": error, "ok": ok}
-
-
-DRAWN: dict[str, Row] = {
-    "usual": {},
-    "every code": dict(top_k=0, top_p=1.0, temperature=2.0),
-    "nucleus of all": dict(top_k=0, top_p=0.9),
-    "typical": dict(typical_sampling=True, typical_mass=0.6),
-    "greedy": dict(greedy=True),
-}
-
-
-#: of a mel after 25 steps: rounding of one step is what the next begins with
-LOOP_BOUNDS = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.1}
-
-
-def loops(device: torch.device, precision: str) -> Iterator[Row]:
-    """Codes drawn and mels denoised on the device by itself, and with the host in every step: the same device, the same model."""
-    engine = TorchEngine(TINY, str(device), precision)
-    by_hand = ProxyEngine(engine)  # whose loops are the host's
-    for name, arguments in DRAWN.items():
-        settings = make_settings(
-            num_autoregressive_samples=5,
-            diffusion_iterations=25,
-            max_mel_tokens=60,
-            cond_free_share=0.7,
-            **arguments,
-        )
-        one, other = (
-            Pipeline(made).synthesize([62, 84, 28], random_voice(engine), settings, seed=3)
-            for made in (engine, by_hand)
-        )
-        same = bool((one.codes == other.codes).all())
-        error = float(np.abs(one.mels[0] - other.mels[0]).max() / np.ptp(other.mels[0])) if same else None
-        ok = same and error is not None and error < LOOP_BOUNDS[precision]
-        yield {
-            "kind": "loops", "precision": precision, "settings": name, "draws_ahead": engine.draws_ahead,
-            "denoises_ahead": engine.denoises_ahead, "same_codes": same, "mel_error": error, "ok": ok,
-        }  # fmt: skip
 
 
 def timed(work: Callable[[], object], device: torch.device, repeats: int) -> Row:
@@ -291,7 +223,14 @@ def main() -> int:
         metavar="DIR",
         help="the reference's unpacked sdist, to be timed beside it",
     )
+    parser.add_argument("--lean", action="store_true", help="check what runs without PyTorch, and that alone")
+    parser.add_argument("--lean-speed", action="store_true", help="with --lean: time it as well")
     arguments = parser.parse_args()
+    if arguments.lean and not gpu_names():
+        print("skipped: there is no NVIDIA driver here, or it finds no GPU. See tortoise-rt doctor")
+        return 0
+    if arguments.lean and not torch.cuda.is_available():
+        arguments.device = "cpu"  # PyTorch only makes bundles
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         print(f"skipped: PyTorch {torch.__version__} finds no CUDA device here")
         return 0
@@ -308,11 +247,19 @@ def main() -> int:
                 file.write(line + "\n")
 
     emit(environment(device))
+    if arguments.lean:
+        from judge.gpu_lean import lean
+
+        for row in lean(arguments.size, arguments.lean_speed):
+            emit(row)
+        return 1 if failed else 0
     precisions = arguments.precisions.split(",")
     for precision in dict.fromkeys(("fp32", *precisions)):
-        for row in (*parity(device, precision), *loops(device, precision)):
+        engine = TorchEngine(gpu_parity.TINY, str(device), precision)
+        for row in (*gpu_parity.graphs(engine), *gpu_parity.loops(engine)):
             emit(row)
-    for row in (*whole_runs(device), *ceilings(device, arguments.repeats)):
+    exact = TorchEngine(gpu_parity.TINY, str(device))
+    for row in (*gpu_parity.whole_runs(exact), *ceilings(device, arguments.repeats)):
         emit(row)
     if arguments.reference_source is not None:
         for row in gpu_reference.stages(

@@ -28,11 +28,12 @@ from tortoise_rt.bundle import (
 )
 from tortoise_rt.engine import Engine
 from tortoise_rt.errors import BundleError, OutputError
-from tortoise_rt.spec import GRAPHS
+from tortoise_rt.spec import GRAPHS, Dims
 from tortoise_rt.text import Tokenizer
 
 from .checkpoints import Checkpoints
 from .graph_files import Job, Progress, Steps, build_plans, forms, write_graphs
+from .kernels import can_compile, compile_kernels
 from .parity import GraphParity, check_graphs, require_parity
 from .publish import bundle_files, locked, publish, restore
 from .targets import AUTO, describe, find_gpu, find_target
@@ -168,13 +169,17 @@ def _write(
     graphs = [graph for graph, spec in GRAPHS.items() if spec.network in source.networks]
     plans = bool(job.target.library)
     per_graph = check + plans + (check and plans and job.gpu is not None)
-    total = len(source.networks) * 2 + sum(len(forms(g, job)) for g in graphs) + len(graphs) * per_graph
+    carries = plans and can_compile()
+    total = (
+        len(source.networks) * 2 + sum(len(forms(g, job)) for g in graphs) + len(graphs) * per_graph + carries
+    )
     steps = Steps(progress, total)
     place = folder / "graphs" if plans else folder
     place.mkdir(exist_ok=True)
     written = write_graphs(source, graphs, place, job, steps)
     report = _compare(written.engine(job.target.family), source, steps) if check else []
     names = build_plans(written, folder, job, steps) if plans else written.names
+    kernels = _compile(written.dims, folder, job, steps) if carries else {}
     if plans:
         shutil.rmtree(place)
     sources = {}
@@ -201,6 +206,8 @@ def _write(
         "dims": written.dims,
         "defaults": source.config.get("defaults") or _defaults(source),
     }
+    if kernels:
+        manifest["kernels"] = kernels
     if written.tuning:
         manifest["tuning"] = written.tuning
     if check and plans and job.gpu is not None:
@@ -211,6 +218,17 @@ def _write(
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
     progress("done", steps.total, steps.total)
     return report, verified
+
+
+def _compile(dims: Dims, folder: Path, job: Job, steps: Steps) -> dict[str, Any]:
+    """The kernels of the GPUs that plans are built for; -> what the manifest says of them."""
+    what, gpu = "compiling kernels", job.gpu
+    steps(what)
+    bound = job.target.library == "tensorrt" and gpu is not None
+    wanted = [gpu.compute_capability] if bound and gpu else job.capabilities
+    return compile_kernels(
+        dims, wanted, folder, lambda which: steps.progress(f"{what}: {which}", steps.done, steps.total)
+    )
 
 
 def _compare(engine: Engine, source: Checkpoints, steps: Steps) -> list[GraphParity]:

@@ -99,6 +99,11 @@ class Engine(abc.ABC):
     denoises_ahead = 0  #: steps that ``denoise`` takes at a time; 0: the engine leaves the loop to its caller
     draws_ahead = 0  #: codes that ``ar_draw`` draws at a time; 0: the engine leaves drawing to its caller
 
+    @property
+    def members(self) -> tuple[Engine, ...]:
+        """The engines, of one model, that a scheduler gives requests to: itself, unless it stands for several."""
+        return (self,)
+
     @functools.cached_property
     def memo(self) -> Memo:
         """Results that depend on the model alone and are worth keeping."""

@@ -1,11 +1,11 @@
 """A GPU and a TensorRT of NumPy and ONNX Runtime: what the runner asks of them, on memory of the host.
 
-Plans are the graphs of standard operators that plans would be built from. A recording keeps the addresses that it was
-made with, and nothing runs while it is made.
+Plans are the graphs of standard operators that plans would be built from, and kernels their references in NumPy.
 """
 
 from __future__ import annotations
 
+import ast
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
@@ -13,102 +13,168 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from fake_driver import FakeDriver, Gpu, view
 
-from tortoise_rt.backends.device import Block, Memory, Recording, out_of_memory
+from tortoise_rt.backends.cubins import WARP
+from tortoise_rt.backends.device import Device, Kernel
+from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Array
-from tortoise_rt.errors import EngineError
+from tortoise_rt.kernels import ahead
 from tortoise_rt.profiles import profiles
-from tortoise_rt.spec import Dims
+from tortoise_rt.samplers import DenoisingStep, Update
+from tortoise_rt.sampling import Drawing, penalize
+from tortoise_rt.spec import MELS, Dims
 
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
 
-def view(address: int, shape: tuple[int, ...], dtype: Any) -> Array:
-    """An array of what lies at an address."""
-    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if not nbytes:
-        return np.zeros(shape, dtype)
-    return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address)).view(dtype).reshape(shape)
+class FakeDevice(Device):
+    """One GPU of a driver of NumPy; ``room`` bytes can be allocated."""
+
+    def __init__(self, room: int = 1 << 30, number: int = 0, driver: FakeDriver | None = None) -> None:
+        made = driver or FakeDriver(room)
+        super().__init__(number, made)
+        self.gpu = made.gpus[number]
+
+    @property
+    def room(self) -> int:
+        """Bytes that are left."""
+        self.use()
+        return self.gpu.room
+
+    @property
+    def launched(self) -> int:
+        return self.gpu.launched
 
 
-class FakeDevice:
-    """As ``device.Device``; ``room`` bytes can be allocated."""
+# --- kernels ---
 
-    number, stream = 0, 7
-    name, compute_capability, driver = "Fake GPU", "8.9", "CUDA 13.0"
 
-    def __init__(self, room: int = 1 << 30) -> None:
-        self.room = self.total = room
-        self.launched = 0
-        self._held: dict[int, Array] = {}
-        self._recording: list[Callable[[], None]] | None = None
+def arguments_of(kernel: ahead.Carried) -> list[str]:
+    """The arguments of a kernel by its source, without those that are compiled in."""
+    path = Path(ahead.__file__).with_name(f"{kernel.module}.py")
+    functions = {f.name: f for f in ast.parse(path.read_text()).body if isinstance(f, ast.FunctionDef)}
+    return [arg.arg for arg in functions[kernel.function].args.args if arg.annotation is None]
 
-    def use(self) -> None:
-        pass
 
-    def allocate(self, nbytes: int, what: str) -> Memory:
-        assert self._recording is None
-        if nbytes > self.room:
-            raise out_of_memory(nbytes, what, "cuda:0", self.room, self.total)
-        array = np.zeros(max(nbytes, 1), np.uint8)
-        self.room -= array.nbytes
-        self._held[array.ctypes.data] = array
-        return Memory(array.ctypes.data, array.nbytes, self._free)
+def fake_kernels(device: FakeDevice, driver: FakeDriver, dims: Dims) -> dict[str, Kernel]:
+    """All that a bundle would carry, loaded; in place of what was compiled, references in NumPy."""
+    made = {}
+    for name, kernel in ahead.carried(dims).items():
+        driver.kernels[name.encode()] = made_of(kernel, FUNCTIONS[name])
+        types = [ctypes.c_int32 if t == "i32" else ctypes.c_uint64 for t in kernel.arguments.values()]
+        spare = [ctypes.c_uint64] * 2
+        made[name] = device.load(name.encode(), kernel.function, types + spare, kernel.warps * WARP, 16)
+    return made
 
-    def _free(self, address: int) -> None:
-        self.room += self._held.pop(address).nbytes
 
-    def pinned(self, nbytes: int) -> Array:
-        return np.zeros(nbytes, np.uint8)
+def made_of(kernel: ahead.Carried, function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """A kernel as the driver launches it: arguments are read where the real one would read them, in the source's order."""
+    names = arguments_of(kernel)
+    assert names == list(kernel.arguments)
 
-    def upload(self, address: int, source: Array) -> None:
-        self._inside(address, source.nbytes)
-        view(address, source.shape, np.uint8)[:] = source
+    def launch(gpu: Gpu, blocks: int, places: int) -> Callable[[], None]:
+        addresses = (ctypes.c_uint64 * (len(names) + 2)).from_address(places)
+        given = {}
+        for name, address in zip(names, addresses, strict=False):
+            type_ = ctypes.c_int32 if kernel.arguments[name] == "i32" else ctypes.c_uint64
+            given[name] = type_.from_address(address).value
+        assert [ctypes.c_uint64.from_address(address).value for address in addresses[len(names) :]] == [0, 0]
 
-    def download(self, target: Array, address: int) -> None:
-        self._inside(address, target.nbytes)
-        target[:] = view(address, target.shape, np.uint8)
+        def see(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+            gpu.inside(given[name], int(np.prod(shape)) * np.dtype(dtype).itemsize)
+            return view(given[name], shape, dtype)
 
-    def copy(self, target: Block, source: Block, width: int, height: int, depth: int) -> None:
-        for slice_ in range(depth):
-            for row in range(height):
-                to, origin = (
-                    block.address + (slice_ * block.height + row) * block.pitch for block in (target, source)
-                )
-                self._inside(to, width)
-                self._inside(origin, width)
-                ctypes.memmove(to, origin, width)
+        return lambda: function(SimpleNamespace(**kernel.constants), given, see, blocks)
 
-    def _inside(self, address: int, nbytes: int) -> None:
-        """Every copy must lie within one allocation."""
-        assert any(
-            base <= address and address + nbytes <= base + array.nbytes for base, array in self._held.items()
-        )
+    return launch
 
-    def record(self, work: Callable[[], None]) -> Recording | None:
-        self._recording = []
-        try:
-            work()
-        except EngineError:
-            self._recording = None
-            return None
-        recorded, self._recording = self._recording, None
-        return Recording(recorded, lambda graph: None)
 
-    def launch(self, recording: Recording) -> None:
-        self.launched += 1
-        for work in recording.graph:
-            work()
+def settings_of(row: Array) -> ARSettings:
+    penalty, temperature, k, left_out, mass, greedy = row
+    return ARSettings(
+        repetition_penalty=penalty,
+        temperature=temperature,
+        top_k=int(k),
+        top_p=1 - left_out if left_out >= 0 else 1.0,
+        typical=mass > 0,
+        typical_mass=float(np.nextafter(mass, 1)) if mass > 0 else 0.9,
+        greedy=bool(greedy),
+    )
 
-    def queue(self, work: Callable[[], None]) -> None:
-        """What a context does: at once, or later if it is being recorded."""
-        if self._recording is None:
-            work()
-        else:
-            self._recording.append(work)
 
-    def synchronize(self) -> None:
-        assert self._recording is None
+def gather(c: Any, given: dict[str, int], see: Any, rows: int) -> None:
+    counts, scores = see("counts", (rows,), np.int32), see("scores", (rows, c.FEW), np.float32)
+    ids, lengths = see("ids", (rows, c.FEW), np.int32), see("steps", (rows,), np.int64)
+    logits = see("logits", (rows, given["stride"]), np.float32)[:, : c.VOCABULARY]
+    seen = see("seen", (rows, c.VOCABULARY), np.bool_)
+    numbers = see("numbers", (rows, c.SETTINGS + c.MOST), np.float64)
+    counts[:] = 0
+    for row in np.flatnonzero((lengths >= 0) & np.isfinite(logits).all(axis=1)):
+        settings = settings_of(numbers[row, : c.SETTINGS])
+        if 0 < settings.top_k <= c.FEW // 2 and not settings.typical and not settings.greedy:
+            score = penalize(logits[row], seen[row], settings.repetition_penalty)
+            kept = np.flatnonzero(score >= np.sort(score)[-settings.top_k])
+            if len(kept) <= c.FEW:
+                counts[row] = len(kept)
+                scores[row, : len(kept)], ids[row, : len(kept)] = score[kept], kept
+
+
+def draw_among_few(c: Any, given: dict[str, int], see: Any, rows: int) -> None:
+    counts, scores = see("counts", (rows,), np.int32), see("scores", (rows, c.FEW), np.float32)
+    ids = see("ids", (rows, c.FEW), np.int32)
+    logits = np.full((rows, c.VOCABULARY), -1e30, np.float32)
+    for row, count in enumerate(counts):
+        logits[row, ids[row, :count]] = scores[row, :count]
+    draw_rows(c, given, see, logits, counts > 0, penalty=1.0)
+
+
+def draw_among_all(c: Any, given: dict[str, int], see: Any, rows: int) -> None:
+    logits = see("logits", (rows, given["stride"]), np.float32)[:, : c.VOCABULARY]
+    draw_rows(c, given, see, logits, see("counts", (rows,), np.int32) == 0)
+
+
+def draw_rows(
+    c: Any, given: dict[str, int], see: Any, logits: Array, wanted: Array, penalty: float | None = None
+) -> None:
+    """A code for each row that is ``wanted``."""
+    rows = len(logits)
+    numbers = see("numbers", (rows, c.SETTINGS + c.MOST), np.float64)
+    seen, drawn = see("seen", (rows, c.VOCABULARY), np.bool_), see("drawn", (rows, c.MOST), np.int64)
+    steps = see("steps", (ahead.STEPS, given["rows"]), np.int64)
+    drawings: list[Drawing | None] = []
+    for row in range(rows):
+        row_numbers = numbers[row].copy()
+        row_numbers[0] = penalty or row_numbers[0]
+        settings = settings_of(row_numbers[: c.SETTINGS]) if wanted[row] and steps[0, row] >= 0 else None
+        drawings.append(settings and Drawing(seen[row], row_numbers[c.SETTINGS :], settings))
+    ahead.draw_codes_ref(logits, drawings, steps, drawn, c.START, c.STOP)
+
+
+def update(c: Any, given: dict[str, int], see: Any, blocks: int) -> None:
+    frames = given["size"] // MELS
+    assert given["size"] == frames * MELS and blocks == -(-given["size"] // c.BLOCK)
+    x, last, noise, free = (
+        see(name, (1, MELS, frames), np.float32) for name in ("x", "last", "noise", "free")
+    )
+    out = see("out", (1, 2 * MELS, frames), np.float32)
+    k, recip, recipm1, *weights = see("numbers", (ahead.NUMBERS,), np.float32).tolist()
+    step = DenoisingStep(0, k if c.GUIDED else None, recip, recipm1, Update(*weights))
+    if c.GUIDED:
+        out = np.concatenate([out, np.concatenate([free, free], axis=1)])
+    ahead.denoising_update_ref(x, last, out, noise, step)
+
+
+FUNCTIONS: dict[str, Callable[..., None]] = {
+    "gather": gather,
+    "draw_among_few": draw_among_few,
+    "draw_among_all": draw_among_all,
+    "update_guided": update,
+    "update_free": update,
+}
+
+
+# --- plans ---
 
 
 class FakeLibrary:
@@ -189,7 +255,7 @@ class FakeContext:
 
     def set_optimization_profile_async(self, number: int, stream: int) -> bool:
         self.profile = number
-        return stream == FakeDevice.stream
+        return stream == self.plan.device.stream and self.plan.device.gpu.recording is None
 
     def set_device_memory(self, address: int, nbytes: int) -> None:
         assert nbytes >= self.plan.get_device_memory_size_for_profile_v2(self.profile)
@@ -201,6 +267,8 @@ class FakeContext:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
+        if name != "wanted":
+            assert address % 256 == 0
         return name in self.plan.inputs or name in self.plan.outputs
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -217,8 +285,8 @@ class FakeContext:
             for name, array in self._results(addresses, shapes).items():
                 view(addresses[name], array.shape, array.dtype)[:] = array
 
-        self.plan.device.queue(work)
-        return True
+        self.plan.device.gpu.queue(work)
+        return stream == self.plan.device.stream
 
     def _results(
         self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]] | None = None

@@ -59,10 +59,11 @@ def alone(engine: Engine, text: str = TEXTS[0], seed: int = 1, **arguments: Any)
 def settle(made: Scheduler) -> None:
     """Until nothing is in flight; then no row may be held, in the policy or in the pool."""
     until = time.monotonic() + 10
-    while (len(made.policy) or made._loop.thread) and time.monotonic() < until:
+    while any(len(lane.policy) or lane.loop.thread for lane in made.lanes) and time.monotonic() < until:
         time.sleep(0.01)
-    assert made.policy.free == made.policy.rows and len(made.policy) == 0
-    assert made.rows is None or not made.rows.samples
+    for lane in made.lanes:
+        assert lane.policy.free == lane.policy.rows and len(lane.policy) == 0
+        assert lane.rows is None or not lane.rows.samples
 
 
 WORST: dict[str, float] = {}  #: what was compared -> the largest difference so far, as a share of the range

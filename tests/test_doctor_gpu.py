@@ -7,7 +7,7 @@ import pytest
 from tortoise_rt.cli.doctor_gpu import Driver, explain
 
 NONE = dict.fromkeys(
-    ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt", "cuda-bindings"), ""
+    ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt", "cuda-bindings", "triton"), ""
 )
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider, CPUExecutionProvider"
 DRIVER = Driver(13000)
@@ -17,6 +17,7 @@ def test_no_driver() -> None:
     rows = dict(explain(Driver(problem="there is no NVIDIA driver"), NONE, CPU, "cpu"))
     assert rows["none"] == "there is no NVIDIA driver"
     assert "tortoise-rt export --target tensorrt-rtx" in rows["without one"]
+    assert "pip install 'tortoise-rt[kernels]'" in rows["kernels"]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,14 @@ def test_no_driver() -> None:
             "ready: tortoise-rt export",
         ),
         ("TensorRT", {"cuda-bindings": "13.0"}, CPU, "cpu", "from NVIDIA's own package index"),
+        (
+            "kernels",
+            {},
+            CPU,
+            "cpu",
+            "carry no kernels, and PyTorch is slower: pip install 'tortoise-rt[kernels]'",
+        ),
+        ("kernels", {"triton": "3.6"}, CPU, "cpu", "ready: exports for TensorRT carry them"),
     ],
 )
 def test_what_is_missing(

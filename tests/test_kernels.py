@@ -23,6 +23,7 @@ from tortoise_rt.backends.torch import TorchEngine  # noqa: E402
 from tortoise_rt.config import SAMPLERS, ARSettings, DiffusionSettings  # noqa: E402
 from tortoise_rt.diffusion import make_schedule, plan  # noqa: E402
 from tortoise_rt.export.parity import random_inputs, relative_error  # noqa: E402
+from tortoise_rt.kernels import ahead  # noqa: E402
 from tortoise_rt.kernels import decode_attention as decode  # noqa: E402
 from tortoise_rt.kernels import denoising_update as updates  # noqa: E402
 from tortoise_rt.kernels import draw_codes as drawing  # noqa: E402
@@ -143,14 +144,14 @@ def draw_all(logits: np.ndarray, drawings: list[Drawing | None], start: int, sto
     """Two draws of every row from the same logits, by the kernel -> codes, steps, codes seen."""
     rows, vocabulary = logits.shape
     most = max(len(d.uniforms) for d in drawings if d is not None)
-    numbers, seen = np.zeros((rows, drawing.SETTINGS + most)), np.zeros((rows, vocabulary), np.uint8)
+    numbers, seen = np.zeros((rows, ahead.SETTINGS + most)), np.zeros((rows, vocabulary), np.uint8)
     for row, d in enumerate(drawings):
         if d is not None:
-            numbers[row, : drawing.SETTINGS] = drawing.settings_row(d.settings)
-            numbers[row, drawing.SETTINGS :][: len(d.uniforms)] = d.uniforms
+            numbers[row, : ahead.SETTINGS] = ahead.settings_row(d.settings)
+            numbers[row, ahead.SETTINGS :][: len(d.uniforms)] = d.uniforms
             seen[row] = d.seen
     given = there(seen), there(numbers), there(first_steps(drawings)), there(np.full((rows, most), NOTHING))
-    few = torch.empty((rows, drawing.FEW), device=DEVICE)
+    few = torch.empty((rows, ahead.FEW), device=DEVICE)
     scratch = few[:, 0].int(), few, few.int()
     for _ in range(2):
         drawing.draw_codes(there(logits), *given, scratch, start, stop)
@@ -181,7 +182,7 @@ def test_codes_are_the_hosts(vocabulary: int, name: str, coarse: bool) -> None:
     codes, steps, seen = draw_all(logits, given, start, stop)
     wanted, wanted_steps = np.full((8, 2), NOTHING), first_steps(given)
     for _ in range(2):
-        drawing.draw_codes_ref(logits, given, wanted_steps, wanted, start, stop)
+        ahead.draw_codes_ref(logits, given, wanted_steps, wanted, start, stop)
     np.testing.assert_array_equal(codes, wanted)
     for row, d in enumerate(given):
         if d is not None:
@@ -208,9 +209,9 @@ def test_denoising_update(rows: int, frames: int, sampler: str, dtype: Any) -> N
         x, last, noise = (np.roll(normal(1, 6, frames), n) for n in (0, 1, 2))
         out = normal(rows, 12, frames).astype(np.float16).astype(np.float32)
         got = there(x), there(last)
-        numbers = there(updates.step_row(step))
+        numbers = there(ahead.step_row(step))
         updates.denoising_update(*got, there(out, dtype), there(noise), numbers)
-        updates.denoising_update_ref(x, last, out, noise, step)
+        ahead.denoising_update_ref(x, last, out, noise, step)
         for mine, wanted in zip(got, (x, last), strict=True):
             np.testing.assert_allclose(mine.cpu().numpy(), wanted, rtol=1e-5, atol=1e-5)
 

@@ -155,7 +155,7 @@ def test_vocoder_windows_of_requests_run_as_one(monkeypatch: pytest.MonkeyPatch)
         other = made.call(lambda engine: engine.run("ar_voice", mel=np.zeros((1, 80, 20), np.float32)))
         assert entered.wait(WAIT)
         handles = [submit(made, seed=3, num_autoregressive_samples=1) for _ in range(3)]
-        while any(job.waits_for is None for job in list(made._flight.jobs.values())):
+        while any(job.waits_for is None for job in list(made.lanes[0].flight.jobs.values())):
             time.sleep(0.01)
         blocked.set()
         other.result(WAIT)

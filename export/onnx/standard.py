@@ -188,6 +188,8 @@ class StandardBuilder(GraphBuilder):
 
         cache_lengths: (rows,) int64, positions held before the step; reach: (span,) int64, the positions 0, 1, ... that
         are attended to: as many as the longest row holds after the step, or more. All memory must hold finite numbers.
+        A row of a negative length is left alone, but for the last position there is room for, which it would write itself
+        before it reads that.
         """
         self.extra_input(TensorSpec("cache_lengths", "int64", ("rows",)))
         self.extra_input(TensorSpec("reach", "int64", ("span",)))
@@ -196,6 +198,10 @@ class StandardBuilder(GraphBuilder):
         steps = self.op("Range", self.scalar(0, "int64"), new, self.scalar(1, "int64"))
         last = self.add(self.op("Unsqueeze", "cache_lengths", self.ints(1)), steps)
         seen = self.op("LessOrEqual", "reach", self.op("Unsqueeze", last, self.ints(1, 3)))
+        alone = self.op("Less", "cache_lengths", self.ints(0))
+        self._memo["place"] = self.op(
+            "Where", alone, self.ints(cache_capacity(self.dims) - 1), "cache_lengths"
+        )
         self._memo["mask"] = self.op("Where", seen, self.scalar(0.0), self.scalar(MASKED))
 
     def cached_attention(self, qkv: str, layer: int, size: int, scale: float) -> str:
@@ -208,7 +214,7 @@ class StandardBuilder(GraphBuilder):
         for kind, values in zip(("key", "value"), new, strict=True):
             past = f"{kind}_{layer}"
             written = self.op(
-                "TensorScatter", past, self._half(values), "cache_lengths", output=f"new_{past}", axis=2
+                "TensorScatter", past, self._half(values), self._memo["place"], output=f"new_{past}", axis=2
             )
             seen.append(self.slice(written, 2, 0, span))
         return self._attend(q, seen[0], seen[1], scale, width, self._memo["mask"])

@@ -21,10 +21,24 @@ def open_engine(
 ) -> Engine:
     """An engine from a bundle, or from a folder of checkpoints (torch). None means the demo bundle that ships.
 
-    ``backend`` "auto" takes a bundle's own and torch for checkpoints. A bundle with ``backend="torch"`` runs
+    ``device`` may name several, as "cuda:0,cuda:1": the model is then opened on each, and a scheduler gives each request to
+    the one that has least to do. ``backend`` "auto" takes a bundle's own and torch for checkpoints. A bundle with ``backend="torch"`` runs
     the checkpoints that its manifest names. ``precision`` is torch's: "fp32" by default, "fp16" or "bf16"; a bundle has
     that of its export. What is named here is used or refused, never replaced.
     """
+    devices = [name.strip() for name in device.split(",")]
+    engines = [_open_engine(path, backend, name, precision) for name in devices]
+    for engine in engines:
+        log.info("engine: %s on %s from %s", engine.info.backend, engine.info.device, engine.info.source)
+    if len(engines) == 1:
+        return engines[0]
+    from .group import EngineGroup
+
+    return EngineGroup(engines)
+
+
+def _open_engine(path: str | Path | None, backend: str, device: str, precision: str | None) -> Engine:
+    """An engine on one device."""
     from .. import bundle as bundles
 
     if backend not in BACKENDS:
@@ -62,7 +76,6 @@ def open_engine(
                 "or export a bundle where PyTorch is installed"
             ) from None
         engine = TorchEngine(source, device, precision or "fp32")
-    log.info("engine: %s on %s from %s", engine.info.backend, engine.info.device, engine.info.source)
     return engine
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.ahead import DRAWS_AHEAD
 from ..samplers import DenoisingStep
 from ..spec import Dims
 from .cuda_graphs import Replays
@@ -36,7 +37,9 @@ class Fast:
         self._reader: Any = None
         self._diffusion: Any = None
         if not self.kernels:
-            log.warning("Triton is not installed: decoding and diffusion are slower (pip install triton)")
+            log.warning(
+                "Triton is not installed: decoding and diffusion are slower (pip install 'tortoise-rt[kernels]')"
+            )
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -69,7 +72,7 @@ class Fast:
         noise: Callable[[int], Tensor],
     ) -> tuple[Tensor, Tensor]:
         """As ``Engine.denoise``: the host is not waited for, and only makes noise meanwhile."""
-        from ..kernels.denoising_update import step_row
+        from ..kernels.ahead import step_row
 
         network = self._channels_last(module)
         timesteps = torch.tensor([step.timestep for step in steps], dtype=torch.float32).to(x.device)
@@ -99,7 +102,7 @@ class Fast:
         """Codes that :meth:`draw` draws at a time; 0: :meth:`decoder` cannot do a network of such dimensions."""
         if not self.kernels:
             return 0
-        from .cuda_decode import DRAWS_AHEAD, Decoder
+        from .cuda_decode import Decoder
 
         return DRAWS_AHEAD if Decoder.suits(dims.get("ar.dim", 0)) else 0
 

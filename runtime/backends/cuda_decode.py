@@ -14,13 +14,12 @@ from torch import Tensor
 from tortoise_rt.export.models.autoregressive import UnifiedVoice
 
 from ..engine import Array, KVCache
+from ..kernels.ahead import DRAWS_AHEAD, FEW, SETTINGS, STEPS, write_drawings
 from ..kernels.decode_attention import STATE, cache_state, decode_attention
-from ..kernels.draw_codes import FEW, SETTINGS, draw_codes, settings_row
+from ..kernels.draw_codes import draw_codes
 from ..kernels.rows_linear import WIDEST_NORM, rows_linear
 from ..sampling import NOTHING, Drawing
 
-DRAWS_AHEAD = 8  #: codes that are drawn before the host is asked
-STEPS = 5  #: numbers of a row: positions held, code, its position, codes drawn, and to be drawn
 MOST_GRAPHS = 32  #: kept, each for a number of rows, with drawing or without
 MOST_FUSED = (
     16  #: rows that the fused kernels take; at 32 they were 7 % faster than the library, not tried beyond
@@ -177,15 +176,7 @@ class DrawingStep(Step):
     def write(  # type: ignore[override]
         self, cache: KVCache, codes: Array, positions: Array, drawings: Sequence[Drawing | None]
     ) -> None:
-        numbers, seen = self._numbers.numpy(), self._seen.numpy()
-        most = np.zeros(cache.rows, np.int64)
-        for row, drawing in enumerate(drawings):
-            if drawing is not None:
-                uniforms = drawing.uniforms[:DRAWS_AHEAD]
-                most[row] = len(uniforms)
-                numbers[row, :SETTINGS] = settings_row(drawing.settings)
-                numbers[row, SETTINGS : SETTINGS + len(uniforms)] = uniforms
-                seen[row] = drawing.seen
+        most = write_drawings(drawings, self._numbers.numpy(), self._seen.numpy())
         super().write(cache, codes, positions, most)
         self._numbers_there.copy_(self._numbers, non_blocking=True)
         self._seen_there.copy_(self._seen, non_blocking=True)

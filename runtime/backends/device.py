@@ -6,8 +6,12 @@ No error of the driver is passed over: each becomes an EngineError that says wha
 from __future__ import annotations
 
 import ctypes
+import functools
+import itertools
+import sys
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +19,8 @@ import numpy as np
 
 from ..engine import Array
 from ..errors import EngineError, MissingDependency
+
+_Freed = deque[tuple[Callable[..., Any], tuple[Any, ...]]]  # functions of the driver, and what they free
 
 
 @dataclass(frozen=True)
@@ -37,16 +43,32 @@ class Memory:
 class Recording:
     """Work that was recorded, given back when nothing refers to it any more."""
 
-    def __init__(self, graph: Any, free: Callable[[Any], Any]) -> None:
+    def __init__(self, graph: Any, free: Callable[[Any], None]) -> None:
         self.graph = graph
         weakref.finalize(self, free, graph).atexit = False
 
 
-class Device:
-    """One GPU and a stream of its own. Copies and runs are only queued; ``synchronize`` waits for them."""
+@dataclass(frozen=True)
+class Kernel:
+    """A function that was loaded from a cubin."""
 
-    def __init__(self, number: int = 0) -> None:
-        self._driver = driver = _driver()
+    function: Any
+    types: tuple[type[ctypes._SimpleCData[Any]], ...]  #: of its arguments
+    threads: int  #: of a block
+    shared: int  #: bytes of memory that a block's threads share
+
+
+class Device:
+    """One GPU and a stream of its own. Copies and runs are only queued; ``synchronize`` waits for them.
+
+    Not for several threads at a time: each begins its turn with ``use``. What was given back, by whatever thread, is freed
+    there: not while a stream records, nor while another GPU is the thread's.
+    """
+
+    def __init__(self, number: int = 0, driver: Any = None) -> None:
+        """driver: the module of cuda-bindings, or one like it."""
+        self._driver = driver = driver or _driver()
+        self._given_back: _Freed = deque()
         self.number = number
         try:
             self._check("start the driver", driver.cuInit(0))
@@ -54,12 +76,13 @@ class Device:
             raise EngineError("there is no NVIDIA driver here. See tortoise-rt doctor") from None
         count = self._check("count GPUs", driver.cuDeviceGetCount())
         if number >= count:
-            raise EngineError(f"there is no cuda:{number}: this machine has {count} GPUs")
+            there = [self._name(self._check("find a GPU", driver.cuDeviceGet(n))) for n in range(count)]
+            raise no_such_gpu(number, there)
         device = self._check("find the GPU", driver.cuDeviceGet(number))
         self._context = self._check("use the GPU", driver.cuDevicePrimaryCtxRetain(device))
+        weakref.finalize(self, _free_all, driver, self._context, self._given_back).atexit = False
         self.use()
-        self.name = self._check("ask the GPU's name", driver.cuDeviceGetName(128, device))
-        self.name = self.name.split(b"\0")[0].decode()
+        self.name = self._name(device)
         attributes = driver.CUdevice_attribute
         major, minor = (
             self._check("ask what the GPU can do", driver.cuDeviceGetAttribute(attribute, device))
@@ -74,12 +97,26 @@ class Device:
         self._stream = self._check("make a stream", driver.cuStreamCreate(1))  # 1: does not wait for stream 0
         self.stream = int(self._stream)
 
+    def _name(self, device: Any) -> str:
+        name = self._check("ask the GPU's name", self._driver.cuDeviceGetName(128, device))
+        return name.split(b"\0")[0].decode()
+
     def use(self) -> None:
-        """Make this GPU the calling thread's."""
+        """Make this GPU the calling thread's, and free what was given back."""
         self._check("use the GPU", self._driver.cuCtxSetCurrent(self._context))
+        self._free_given_back()
+
+    def _free_given_back(self) -> None:
+        while self._given_back:
+            free, arguments = self._given_back.popleft()
+            self._check("free what was given back", free(*arguments))
+
+    def _give_back(self, free: Callable[..., Any], *arguments: Any) -> None:
+        self._given_back.append((free, arguments))
 
     def allocate(self, nbytes: int, what: str) -> Memory:
         """Memory that holds zeros, for ``what``; raises EngineError when there is not enough."""
+        self._free_given_back()
         nbytes = max(nbytes, 1)
         error, address = self._driver.cuMemAllocAsync(nbytes, self._stream)
         if error == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
@@ -90,15 +127,34 @@ class Device:
         return Memory(int(address), nbytes, self._free)
 
     def _free(self, address: int) -> None:
-        self._driver.cuCtxSetCurrent(self._context)
-        self._driver.cuMemFreeAsync(address, self._stream)
+        self._give_back(self._driver.cuMemFreeAsync, address, self._stream)
 
     def pinned(self, nbytes: int) -> Array:
         """Bytes on the host that the GPU reads and writes directly: (nbytes,) uint8."""
         address = self._check(f"pin {nbytes} bytes of memory", self._driver.cuMemHostAlloc(nbytes, 0))
         array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(int(address)))
-        weakref.finalize(array, self._driver.cuMemFreeHost, address).atexit = False
+        weakref.finalize(array, self._give_back, self._driver.cuMemFreeHost, address).atexit = False
         return array
+
+    def load(self, cubin: bytes, function: str, types: Sequence[type], threads: int, shared: int) -> Kernel:
+        """A kernel of a cubin for this GPU; ``types``, of its arguments, are those of ctypes."""
+        driver = self._driver
+        module = self._check("load a kernel", driver.cuModuleLoadData(cubin))
+        found = self._check("find a kernel", driver.cuModuleGetFunction(module, function.encode()))
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self._check("give a kernel memory", driver.cuFuncSetAttribute(found, attribute, shared))
+        return Kernel(found, tuple(types), threads, shared)
+
+    def run(self, kernel: Kernel, blocks: int, arguments: Sequence[int]) -> None:
+        """Queue a kernel on ``arguments``: addresses and numbers; 0 for those that are left out."""
+        values = [
+            type_(value) for type_, value in itertools.zip_longest(kernel.types, arguments, fillvalue=0)
+        ]
+        places = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        call = self._driver.cuLaunchKernel(
+            kernel.function, blocks, 1, 1, kernel.threads, 1, 1, kernel.shared, self._stream, ctypes.addressof(places), 0
+        )  # fmt: skip
+        self._check("run a kernel", call)
 
     def upload(self, address: int, source: Array) -> None:
         """Queue a copy of pinned bytes to the device."""
@@ -145,7 +201,7 @@ class Device:
             return None
         executable = self._check("make a graph", driver.cuGraphInstantiate(graph, 0))
         self._check("forget a graph", driver.cuGraphDestroy(graph))
-        return Recording(executable, driver.cuGraphExecDestroy)
+        return Recording(executable, functools.partial(self._give_back, driver.cuGraphExecDestroy))
 
     def launch(self, recording: Recording) -> None:
         """Queue what was recorded."""
@@ -162,6 +218,36 @@ class Device:
             name = getattr(error, "name", str(error))
             raise EngineError(f"the GPU could not {what}: {name}. See tortoise-rt doctor")
         return values[0] if len(values) == 1 else tuple(values)
+
+
+def _free_all(driver: Any, context: Any, given_back: _Freed) -> None:
+    """Free what was given back to a device that nobody uses any more."""
+    driver.cuCtxPushCurrent(context)
+    for free, arguments in given_back:
+        free(*arguments)
+    driver.cuCtxPopCurrent()
+
+
+def gpu_names() -> list[str]:
+    """The names of this machine's NVIDIA GPUs; none without a driver. For those who have no cuda-bindings to ask."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return []
+    count, name = ctypes.c_int(0), ctypes.create_string_buffer(128)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return []
+    names = []
+    for number in range(count.value):
+        driver.cuDeviceGetName(name, len(name), number)  # which is its handle too
+        names.append(name.value.decode(errors="replace"))
+    return names
+
+
+def no_such_gpu(number: int, there: Sequence[str]) -> EngineError:
+    """The error for a GPU that is not there; ``there``: the names of those that are."""
+    names = ", ".join(f"cuda:{n} ({name})" for n, name in enumerate(there))
+    return EngineError(f"there is no cuda:{number} here. Available: {names or 'no NVIDIA GPU'}")
 
 
 def out_of_memory(nbytes: int, what: str, device: str, free: int, total: int) -> EngineError:

@@ -19,6 +19,7 @@ import numpy as np
 from ..engine import Array, Engine, EngineInfo, KVCache
 from ..errors import BundleError, BundleMismatch, EngineError, MissingDependency
 from ..spec import GRAPHS, TensorSpec, cache_names
+from .device import gpu_names, no_such_gpu
 from .onnx_checks import PROVIDERS, cache_specs, check_provider, check_signature, first_line
 
 if TYPE_CHECKING:
@@ -146,6 +147,8 @@ class OnnxEngine(Engine):
                     else ""
                 )
             )
+        if self._kind == "cuda" and self._number >= len(there := gpu_names()):
+            raise no_such_gpu(self._number, there)
         self._sessions: dict[str, Any] = {}
         self._locks = {graph: threading.Lock() for graph in files}
 

@@ -8,24 +8,30 @@ these yet, ONNX Runtime stood in for them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from ..engine import Array, Engine, EngineInfo, KVCache
 from ..errors import BundleMismatch, EngineError
+from ..kernels.ahead import DENOISES_AHEAD, DRAWS_AHEAD
 from ..profiles import SPAN_STEP
+from ..samplers import DenoisingStep
+from ..sampling import Drawing
 from ..spec import GRAPHS, TensorSpec, cache_capacity, cache_names
-from .device import Block, Device, Memory
+from .cubins import load_kernels
+from .device import Block, Device, Kernel, Memory
+from .tensorrt_ahead import Denoising, Draws
 from .tensorrt_library import LIBRARIES, check_gpu, check_version, load_library
-from .tensorrt_plans import Plans, bytes_of
+from .tensorrt_plans import Placed, Plans, bytes_of
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
 
+T = TypeVar("T")
 ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  #: of a cache
 
 
@@ -49,7 +55,8 @@ def open_bundle(bundle: Bundle, device: str = "auto") -> TensorRTEngine:
     gpu = Device(int(number or 0))
     check_gpu(bundle, gpu)
     info = bundle.engine_info("tensorrt", f"cuda:{gpu.number}")
-    return TensorRTEngine(bundle.folder, info, bundle.graphs, library, gpu, bundle.check_unchanged)
+    kernels = load_kernels(bundle, gpu)
+    return TensorRTEngine(bundle.folder, info, bundle.graphs, library, gpu, bundle.check_unchanged, kernels)
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,18 @@ class TensorRTEngine(Engine):
         library: Any,
         device: Device,
         check_files: Callable[[], None] = lambda: None,
+        kernels: Mapping[str, Kernel] | None = None,
     ) -> None:
-        """files: graph -> plan in ``folder``; library: the module; check_files: see ``OnnxEngine``."""
+        """files: graph -> plan in ``folder``; library: the module; check_files: see ``OnnxEngine``; kernels: of the loops
+        that the device goes through by itself, where there are any."""
         self.info = info
         self._device = device
         self._plans = Plans(folder, files, library, device, check_files)
+        if kernels:
+            self._draws = Draws(self._plans, device, kernels, info.dims)
+            self._denoising = Denoising(self._plans, device, kernels, info.dims)
+            self.draws_ahead = DRAWS_AHEAD if "ar_step" in files else 0
+            self.denoises_ahead = DENOISES_AHEAD if "diffusion_denoise" in files else 0
         self._lock = threading.RLock()
         self._tensors = cache_names(info.dims) if "ar_step" in files else ()
         self._item = ITEM_BYTES[info.precision.get("ar_step", "fp32")]
@@ -95,7 +109,7 @@ class TensorRTEngine(Engine):
         by_row = [t.name for t in spec.inputs if t.dims[0] in ("rows", "clips")]
         with self._lock:
             self._device.use()
-            most = self._plans.most_rows(graph, inputs)
+            most = self._plans.most_rows(graph, {name: array.shape for name, array in inputs.items()})
             parts = [
                 self._plans.call(
                     graph, inputs | {name: inputs[name][first : first + most] for name in by_row}, {}
@@ -141,19 +155,17 @@ class TensorRTEngine(Engine):
         self._copy(target.state, places, source, rows)
 
     def _copy(self, target: _State, places: Array, source: KVCache, rows: Array) -> None:
-        """Copy what rows hold, of all tensors of a row at once."""
+        """Copy rows, of all tensors at once; whole, since what lies behind the positions held must be finite numbers."""
         with self._lock:
             self._device.use()
-            heads, capacity, size = self._row_shape()
-            pitch = bytes_of((capacity, size), self._item)
+            row_bytes = self._row_bytes()
 
             def block(state: _State, row: int) -> Block:
-                return Block(state.memory.address + row * heads * pitch, pitch, state.rows * heads)
+                return Block(state.memory.address + row * row_bytes, row_bytes, state.rows)
 
             for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-                if width := bytes_of((int(source.lengths[row]), size), self._item):
-                    to, origin = block(target, place), block(source.state, row)
-                    self._device.copy(to, origin, width, heads, len(self._tensors))
+                to, origin = block(target, place), block(source.state, row)
+                self._device.copy(to, origin, row_bytes, 1, len(self._tensors))
             self._device.synchronize()  # a source may be given back right behind
 
     def _first_rows(self, cache: KVCache, count: int) -> _State:
@@ -161,31 +173,62 @@ class TensorRTEngine(Engine):
 
     def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
         new = sum(inputs[name].shape[1] for name in ("voice", "text_ids", "codes"))
-        longest = int(cache.lengths.max()) + new
-        span = min(-(-longest // SPAN_STEP) * SPAN_STEP, cache_capacity(self.dims))
-        with self._lock:
-            self._device.use()
-            most = self._plans.most_rows("ar_step", inputs)
-            parts = [
-                self._step_rows(cache, slice(first, min(first + most, cache.rows)), span, inputs)
-                for first in range(0, cache.rows, most)
-            ]
+        span = self._span(cache, new)
+
+        def step(part: slice) -> dict[str, Array]:
+            given = {name: array[part] for name, array in inputs.items()}
+            given["cache_lengths"] = np.asarray(cache.lengths[part], np.int64)
+            given["reach"] = np.arange(span)
+            return self._plans.call("ar_step", given, self._bound(cache, part))
+
+        parts = self._by_turns(cache, inputs, step)
         logits, latents = (
             self._join(tensor, [part[tensor.name] for part in parts]) for tensor in GRAPHS["ar_step"].outputs
         )
         return logits, latents
 
-    def _step_rows(
-        self, cache: KVCache, part: slice, span: int, inputs: dict[str, Array]
-    ) -> dict[str, Array]:
-        """ar_step of some rows, their cache bound in place as past and present."""
+    def _ar_draw(
+        self, cache: KVCache, inputs: dict[str, Array], drawings: Sequence[Drawing | None]
+    ) -> tuple[Array, Array]:
+        count = min(
+            self.draws_ahead, max(len(drawing.uniforms) for drawing in drawings if drawing is not None)
+        )
+        span = self._span(cache, count)
+
+        def draw(part: slice) -> tuple[Array, Array]:
+            given = (inputs["codes"][part], inputs["code_positions"][part], cache.lengths[part])
+            return self._draws.draw(*given, drawings[part], self._bound(cache, part), count, span)
+
+        drawn, latents = zip(*self._by_turns(cache, inputs, draw), strict=True)
+        return np.concatenate(drawn), np.concatenate(latents)
+
+    def _span(self, cache: KVCache, new: int) -> int:
+        """Positions that are attended to when the rows of a cache hold ``new`` more, at most."""
+        longest = int(cache.lengths.max()) + new
+        return min(-(-longest // SPAN_STEP) * SPAN_STEP, cache_capacity(self.dims))
+
+    def _by_turns(self, cache: KVCache, inputs: Mapping[str, Array], work: Callable[[slice], T]) -> list[T]:
+        """``work`` on all rows of a cache, as many at a time as the plan of ar_step takes."""
+        with self._lock:
+            self._device.use()
+            most = self._plans.most_rows("ar_step", {name: array.shape for name, array in inputs.items()})
+            return [work(slice(n, min(n + most, cache.rows))) for n in range(0, cache.rows, most)]
+
+    def _bound(self, cache: KVCache, part: slice) -> dict[str, Placed]:
+        """Where the tensors of some rows of a cache lie: their past, and their present."""
         state: _State = cache.state
         row, shape = self._row_bytes(), (part.stop - part.start, *self._row_shape())
-        bound = {
+        return {
             name: (state.memory.address + (number * state.rows + part.start) * row, shape)
             for number, name in enumerate(self._tensors)
         }
-        given = {name: array[part] for name, array in inputs.items()}
-        given["cache_lengths"] = np.asarray(cache.lengths[part], np.int64)
-        given["reach"] = np.arange(span)
-        return self._plans.call("ar_step", given, bound)
+
+    # --- diffusion ---
+
+    def _denoise(
+        self, x: Array, last: Array, aligned: Array, free: Array, steps: Sequence[DenoisingStep],
+        noise: Callable[[int], Array],
+    ) -> tuple[Array, Array]:  # fmt: skip
+        with self._lock:
+            self._device.use()
+            return self._denoising.denoise(x, last, aligned, free, steps, noise)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ import numpy as np
 from ..engine import Array
 from ..errors import BundleError, EngineError
 from ..spec import GRAPHS
-from .device import Device, Memory, Recording
+from .device import Device, Memory
+from .replays import Replays
 from .tensorrt_library import Messages
 
-MOST_RECORDED = 64  #: kept; the one that was not used for longest goes first
 LEAST_BUFFER = 256  #: bytes
 
 Placed = tuple[int, tuple[int, ...]]  #: address and shape of what lies on the device
@@ -38,19 +37,11 @@ class _Plan:
     )  #: name -> memory, and as much pinned
 
 
-@dataclass(frozen=True)
-class _Known:
-    """A call that was made before."""
-
-    shapes: Shapes  #: of its outputs
-    recording: Recording | None
-
-
 class Plans:
     """Runs the plans of one folder on one device. Not for several threads at a time.
 
-    What goes in and comes out passes through pinned memory. Work that repeats with the same shapes and addresses is
-    recorded at the second call and replayed from the third.
+    What goes in and comes out of a call passes through pinned memory. Work that repeats with the same shapes and addresses
+    is recorded at the second call and replayed from the third.
     """
 
     def __init__(
@@ -68,54 +59,54 @@ class Plans:
         self._runtime = library.Runtime(self._messages.logger)
         self._plans: dict[str, _Plan] = {}
         self._scratch = device.allocate(LEAST_BUFFER, "a start")  # what all plans compute in
-        self._recorded: OrderedDict[Hashable, _Known] = OrderedDict()
+        self.replays = Replays(device)
 
     def release(self, graph: str) -> None:
         """Give back what a graph holds."""
         self._plans.pop(graph, None)
-        self._recorded.clear()  # some of it may be the graph's
+        self.replays.clear()  # some of it may be the graph's
 
     def shape(self, graph: str, name: str) -> tuple[int, ...]:
         """A tensor's shape as it was built; -1 for a size that is free."""
         return tuple(self._plan(graph).engine.get_tensor_shape(name))
 
-    def most_rows(self, graph: str, inputs: Mapping[str, Array]) -> int:
-        """Rows that one call can have where each is as long as these ``inputs``."""
+    def most_rows(self, graph: str, inputs: Shapes) -> int:
+        """Rows that one call can have where each is as long as ``inputs`` of these shapes."""
         plan = self._plan(graph)
         first = GRAPHS[graph].inputs[0].name
         most = [
             ranges[first][2][0]
             for ranges in plan.profiles
-            if all(_within(a.shape, ranges[n], after=1) for n, a in inputs.items() if n in ranges)
+            if all(_within(shape, ranges[n], after=1) for n, shape in inputs.items() if n in ranges)
         ]
-        return max(most, default=len(inputs[first]))  # what is too long is refused with all that was given
+        return max(most, default=inputs[first][0])  # what is too long is refused with all that was given
 
     def call(self, graph: str, inputs: Mapping[str, Array], cache: Mapping[str, Placed]) -> dict[str, Array]:
         """Run a graph on ``inputs`` and, bound in place as past and present, a ``cache``; -> its float32 outputs."""
         plan = self._plan(graph)
-        profile = self._profile(graph, inputs)
+        self._profile(graph, {name: array.shape for name, array in inputs.items()})  # before memory is taken
         shaping = {name: a for name, a in inputs.items() if plan.engine.is_shape_inference_io(name)}
         places = {n: (self._upload(plan, n, a), a.shape) for n, a in inputs.items() if n not in shaping}
         values = tuple(array.tobytes() for array in shaping.values())
         key = graph, tuple(places.values()), values, tuple(address for address, _ in cache.values())
-        if (known := self._recorded.get(key)) and known.recording:
-            self._device.launch(known.recording)
-            self._recorded.move_to_end(key)
-            return self._download(plan, known.shapes)
         # Values that say what is computed stay on the host.
         places |= {name: (array.ctypes.data, array.shape) for name, array in shaping.items()}
-        context = self._context(graph, profile)
-        for name, (address, shape) in [*places.items(), *cache.items()]:
-            self._bind(graph, context, name, address, shape)
-        for name, (address, _) in cache.items():
-            self._bind(graph, context, f"new_{name}", address)
-        shapes = {t.name: tuple(context.get_tensor_shape(t.name)) for t in GRAPHS[graph].outputs}
-        if any(size < 0 for shape in shapes.values() for size in shape):
-            raise self._failure(graph, inputs)
-        for name, shape in shapes.items():
-            self._bind(graph, context, name, self._buffer(plan, name, bytes_of(shape))[0].address)
-        self._execute(key, shapes, context, lambda: self._failure(graph, inputs))
-        return self._download(plan, shapes)
+        present = {f"new_{name}": address for name, (address, _) in cache.items()}
+
+        def work() -> Shapes:
+            context = self._bound(graph, {**places, **cache})
+            shapes = {t.name: tuple(context.get_tensor_shape(t.name)) for t in GRAPHS[graph].outputs}
+            if any(size < 0 for shape in shapes.values() for size in shape):
+                raise self._failure(graph, places)
+            buffers = {n: self._buffer(plan, n, bytes_of(shape))[0].address for n, shape in shapes.items()}
+            self._execute(graph, context, buffers | present, places)
+            return shapes
+
+        return self._download(plan, self.replays(key, work))
+
+    def queue(self, graph: str, inputs: Mapping[str, Placed], outputs: Mapping[str, int]) -> None:
+        """Queue a run on what lies on the device, all inputs of a graph, to where there is room for its outputs."""
+        self._execute(graph, self._bound(graph, inputs), outputs, inputs)
 
     # --- plans ---
 
@@ -144,16 +135,15 @@ class Plans:
             self._plans[graph] = _Plan(engine, profiles)
         return self._plans[graph]
 
-    def _profile(self, graph: str, inputs: Mapping[str, Array]) -> int:
+    def _profile(self, graph: str, inputs: Shapes) -> int:
         """The first profile that the shapes fit into."""
         profiles = self._plan(graph).profiles
         for number, ranges in enumerate(profiles):
-            if all(_within(array.shape, ranges[name]) for name, array in inputs.items() if name in ranges):
+            if all(_within(shape, ranges[name]) for name, shape in inputs.items() if name in ranges):
                 return number
-        given = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
-        limits = ", ".join(
-            f"{name} {tuple(profiles[-1][name][2])}" for name in inputs if name in profiles[-1]
-        )
+        own = [tensor.name for tensor in GRAPHS[graph].inputs if tensor.name in inputs]
+        given = ", ".join(f"{name} {inputs[name]}" for name in own)
+        limits = ", ".join(f"{name} {tuple(profiles[-1][name][2])}" for name in own if name in profiles[-1])
         raise EngineError(
             f'graph "{graph}" was built for at most {limits}; it was given {given}: use shorter texts and clips'
         )
@@ -200,7 +190,7 @@ class Plans:
     def _grow(self) -> None:
         """Before memory is exchanged for more: what was recorded would use the old."""
         self._device.synchronize()
-        self._recorded.clear()
+        self.replays.clear()
 
     def _upload(self, plan: _Plan, name: str, array: Array) -> int:
         """Queue an input's way to the device; -> where it will lie."""
@@ -220,27 +210,26 @@ class Plans:
 
     # --- running ---
 
+    def _bound(self, graph: str, inputs: Mapping[str, Placed]) -> Any:
+        """What runs a graph on ``inputs``."""
+        context = self._context(
+            graph, self._profile(graph, {name: shape for name, (_, shape) in inputs.items()})
+        )
+        for name, (address, shape) in inputs.items():
+            self._bind(graph, context, name, address, shape)
+        return context
+
     def _execute(
-        self, key: Hashable, shapes: Shapes, context: Any, failure: Callable[[], EngineError]
+        self, graph: str, context: Any, outputs: Mapping[str, int], inputs: Mapping[str, Placed]
     ) -> None:
-        """Queue a context's work: as it is and, when the same comes again, recorded."""
+        for name, address in outputs.items():
+            self._bind(graph, context, name, address)
+        if not context.execute_async_v3(self._device.stream):
+            raise self._failure(graph, inputs)
 
-        def work() -> None:
-            if not context.execute_async_v3(self._device.stream):
-                raise failure()
-
-        recording = self._device.record(work) if key in self._recorded else None
-        if recording is None:
-            work()
-        else:
-            self._device.launch(recording)
-        self._recorded[key] = _Known(shapes, recording)
-        self._recorded.move_to_end(key)
-        if len(self._recorded) > MOST_RECORDED:
-            self._recorded.popitem(last=False)
-
-    def _failure(self, graph: str, inputs: Mapping[str, Array]) -> EngineError:
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
+    def _failure(self, graph: str, inputs: Mapping[str, Placed]) -> EngineError:
+        own = {tensor.name for tensor in GRAPHS[graph].inputs}
+        shapes = ", ".join(f"{name} {shape}" for name, (_, shape) in inputs.items() if name in own)
         return EngineError(f'graph "{graph}" failed on {shapes}: {self._messages.last()}')
 
 

@@ -17,9 +17,11 @@ from tortoise_rt.export.models.graphs import GRAPH_FUNCTIONS, GraphFunction
 
 from ..engine import Array, Engine, EngineInfo, KVCache
 from ..errors import EngineError, suggest
+from ..kernels.ahead import DENOISES_AHEAD
 from ..samplers import DenoisingStep
 from ..sampling import Drawing
 from ..spec import GRAPHS
+from .device import no_such_gpu
 
 #: precision -> the type of weights and of what lies between layers; sums, norms and softmax are float32 in all
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -27,9 +29,6 @@ _NETWORKS = ("autoregressive", "clvp", "cvvp", "diffusion")
 #: precision -> networks that it is for. The others stay fp32: they are small, and a vocoder's error is heard as noise
 REDUCED = {"fp32": (), "fp16": (*_NETWORKS, "hifigan"), "bf16": _NETWORKS}
 
-DENOISES_AHEAD = (
-    20  #: steps of the diffusion loop before others have their turn, where they stay on the device
-)
 SHAPING = ("wanted",)  #: inputs that say what is computed: they stay on the CPU
 
 
@@ -47,9 +46,12 @@ def pick_device(device: str) -> torch.device:
     if not available.get(picked.type):
         there = ", ".join(name for name, yes in available.items() if yes)
         raise EngineError(f"PyTorch {torch.__version__} has no device {device!r} here. Available: {there}")
-    if picked.type == "cuda" and picked.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return picked
+    if picked.type != "cuda":
+        return picked
+    count = torch.cuda.device_count()
+    if picked.index is not None and picked.index >= count:
+        raise no_such_gpu(picked.index, [torch.cuda.get_device_name(number) for number in range(count)])
+    return torch.device("cuda", torch.cuda.current_device() if picked.index is None else picked.index)
 
 
 class TorchEngine(Engine):

@@ -121,7 +121,7 @@ def engine_open(options: int, engine: int) -> None:
 def engine_info(engine: int, info: int) -> None:
     opened = _engines.get(engine)
     network, scheduler = opened.network, opened.scheduler
-    pool, about = scheduler.rows, network.info
+    about, pools = network.info, [lane.rows for lane in scheduler.lanes if lane.rows]
     diffusion = network.has("diffusion_denoise", "univnet")
     EngineInfo(
         has_diffusion=diffusion,
@@ -131,10 +131,10 @@ def engine_info(engine: int, info: int) -> None:
         can_listen=aligner_of(network) is not None,
         autoregressive_width=network.dims["ar.dim"],
         diffusion_width=network.dims["diffusion.voice_dim"] if diffusion else 0,
-        rows=scheduler.policy.rows,
-        in_flight=len(scheduler.policy),
-        steps=0 if pool is None else pool.steps,
-        decoded=0 if pool is None else pool.used,
+        rows=sum(lane.policy.rows for lane in scheduler.lanes),
+        in_flight=sum(len(lane.policy) for lane in scheduler.lanes),
+        steps=sum(pool.steps for pool in pools),
+        decoded=sum(pool.used for pool in pools),
         backend=fitted(about.backend, 16),
         device=fitted(about.device, 16),
         default_voice=fitted(str(about.defaults.get("voice", "random")), 64),

@@ -28,6 +28,7 @@ PACKAGES = (
     "cuda-bindings",
     "tensorrt-rtx",
     "tensorrt",
+    "triton",
 )
 
 

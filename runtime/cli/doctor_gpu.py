@@ -67,6 +67,7 @@ def explain(
                 "without one",
                 "engines can be built for other machines: tortoise-rt export --target tensorrt-rtx",
             ),
+            ("kernels", _kernels(installed)),
         ]
     return [
         ("driver", f"runs CUDA up to {driver.cuda // 1000}.{driver.cuda % 1000 // 10}"),
@@ -74,6 +75,7 @@ def explain(
         ("ONNX Runtime", _onnxruntime(installed, providers)),
         ("TensorRT for RTX", _tensorrt("tensorrt_rtx", driver, installed)),
         ("TensorRT", _tensorrt("tensorrt", driver, installed)),
+        ("kernels", _kernels(installed)),
     ]
 
 
@@ -103,3 +105,12 @@ def _tensorrt(name: str, driver: Driver, installed: Mapping[str, str]) -> str:
     if name == "tensorrt_rtx" and driver.cuda < LEAST_CUDA:
         return f"{installed[target]} needs a driver for CUDA 12.9 or newer: update the driver"
     return f"ready: tortoise-rt export --target {target}"
+
+
+def _kernels(installed: Mapping[str, str]) -> str:
+    if not installed["triton"]:
+        return (
+            "Triton is not installed: bundles that are exported here carry no kernels, and PyTorch is slower: "
+            "pip install 'tortoise-rt[kernels]'"
+        )
+    return "ready: exports for TensorRT carry them, and engines that run those need no Triton"

@@ -146,6 +146,11 @@ def export(
     click.echo(parity_table(report) if report else "Not compared: --no-check was given.")
     if bundle.manifest["target"].get("library") and bundle.manifest["target"]["driver"] is None:
         click.echo("That was before plans were built from them. On the GPU: tortoise-rt verify --engine DIR")
+    if bundle.manifest["target"].get("library") and "kernels" not in bundle.manifest:
+        click.echo(
+            "Without Triton no kernels were compiled: the host will take part in every code and every diffusion step "
+            "(pip install 'tortoise-rt[kernels]', and export again)"
+        )
     click.echo(f"{bundle.folder}: {len(bundle.graphs)} graphs, {megabytes(bundle.manifest['files']):.1f} MB")
     click.echo(f'Next: tortoise-rt say --engine {bundle.folder} "Hello there."')
 

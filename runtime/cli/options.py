@@ -43,14 +43,14 @@ engine_options = apply(
             default="auto",
             show_default=True,
             metavar="NAME",
-            help="auto, onnx (bundles) or torch.",
+            help="auto, onnx or tensorrt (bundles), or torch (checkpoints).",
         ),
         click.option(
             "--device",
             default="auto",
             show_default=True,
             metavar="NAME",
-            help="auto, cpu, cuda, cuda:N or mps.",
+            help="auto, cpu, cuda, cuda:N or mps; several, as cuda:0,cuda:1, share the requests.",
         ),
         click.option(
             "--precision",

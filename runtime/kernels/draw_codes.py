@@ -2,61 +2,20 @@
 
 The host's rules to the bit where it matters: float32 up to the scores, float64 from there on, ties as there. Thresholds are
 found by halving the range of the numbers' bits, which needs no sorting. The usual settings keep few codes: those are gathered,
-with some more, and one warp draws among them; whatever else there is one kernel does over all codes, slower.
+with some more, and one warp draws among them; whatever else there is one kernel does over all codes, slower. Its reference is
+``ahead.draw_codes_ref``.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import triton
 import triton.language as tl
 
-from ..config import ARSettings
-from ..sampling import NOTHING, Drawing, draw
+from ..sampling import NOTHING
+from .ahead import FEW, SETTINGS, TINY, UNIT, WARPS
 from .launch import early_start, gdc_launch_dependents, gdc_wait
-
-SETTINGS = 6  #: numbers of a row's settings, before its uniform numbers
-FEW = 128  #: codes at most that are gathered, where top-k wants half as many or fewer
-WARPS = 16
-UNIT = 2.0**60  #: probabilities are added up as multiples of its inverse: the order does not matter
-TINY = float(np.finfo(np.float64).tiny)
-
-
-@functools.lru_cache(maxsize=256)
-def settings_row(settings: ARSettings) -> np.ndarray:
-    """(SETTINGS,) float64: penalty, temperature, top-k, what top-p leaves out, typical mass, greedy. Off: 0, 0, -1, 0, 0."""
-    left_out = float(np.float32(1 - settings.top_p)) if settings.top_p < 1 else -1.0
-    # A sum that reaches the mass is enough: it is above the number before.
-    mass = np.nextafter(settings.typical_mass, 0) if settings.typical else 0.0
-    return np.array(
-        [settings.repetition_penalty, settings.temperature, settings.top_k, left_out, mass, settings.greedy]
-    )
-
-
-def draw_codes_ref(
-    logits: np.ndarray,
-    drawings: Sequence[Drawing | None],
-    steps: np.ndarray,
-    drawn: np.ndarray,
-    start: int,
-    stop: int,
-) -> None:
-    """As :func:`draw_codes`, on the host; ``drawings`` stand for ``seen`` and ``numbers``."""
-    for row, drawing in enumerate(drawings):
-        length, _, position, place, most = steps[:, row]
-        if length < 0 or drawing is None:
-            continue
-        steps[0, row] = -1
-        if np.isfinite(logits[row]).all():
-            u = drawing.uniforms[place]
-            code = draw(logits[row], drawing.seen, u, start, drawing.settings)
-            drawn[row, place], drawing.seen[code] = code, True
-            if code != stop and place + 1 < most:
-                steps[:, row] = length + 1, code, position + 1, place + 1, most
 
 
 def draw_codes(
@@ -72,7 +31,7 @@ def draw_codes(
     """Draws a code for every row that is live, and says what the row reads next.
 
     logits: (rows, vocabulary) float32, whose rows may lie apart; seen: (rows, vocabulary) uint8; numbers: (rows, SETTINGS +
-    most) float64, of :func:`settings_row` and the uniform numbers; steps: (5, rows) int64: positions held, code and its
+    most) float64, of ``ahead.settings_row`` and the uniform numbers; steps: (5, rows) int64: positions held, code and its
     position, codes drawn so far, and to be drawn in all. A row of a negative length is left alone, as one is made that has
     ended. drawn: (rows, most) int64, where codes go; scratch: (rows,) int32, (rows, FEW) float32 and int32. All but logits
     and numbers are brought up to date.

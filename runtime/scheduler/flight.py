@@ -22,6 +22,7 @@ class Job:
     number: int
     handle: Handle[Any]
     news: threading.Condition  #: of the flight's lock: what its thread sleeps on
+    samples: int = 1  #: how much work it is
     error: BaseException | None = None  #: why it is given up
     computes_since: float | None = None  #: when its thread last went on, unless it waits
     waits_for: Turn | Draw | None = None
@@ -42,10 +43,10 @@ class Flight:
         self.turns: list[Turn] = []  #: calls that wait
         self.closed = False  #: whether no request may join any more
 
-    def join(self, number: int, handle: Handle[Any]) -> Job:
+    def join(self, number: int, handle: Handle[Any], samples: int) -> Job:
         """With the lock held: a new request, whose thread is about to start."""
-        job = Job(number, handle, threading.Condition(self._lock), computes_since=time.monotonic())
-        self.jobs[number] = job
+        news = threading.Condition(self._lock)
+        job = self.jobs[number] = Job(number, handle, news, samples, computes_since=time.monotonic())
         return job
 
     def give_up(self, number: int, error: BaseException | None = None) -> None:

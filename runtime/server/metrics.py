@@ -59,12 +59,16 @@ class Metrics:
         yield GaugeMetricFamily("tortoise_rt_in_flight", "Requests for speech in flight.", self._in_flight())
         if not isinstance(self._scheduler, Scheduler):  # engines elsewhere
             return
-        policy, rows = self._scheduler.policy, self._scheduler.rows
-        yield GaugeMetricFamily("tortoise_rt_calls_in_flight", "Sentences and other work begun.", len(policy))
-        yield GaugeMetricFamily("tortoise_rt_rows", "Samples that can be drawn side by side.", policy.rows)
-        yield GaugeMetricFamily("tortoise_rt_rows_used", "Samples that are drawn.", policy.rows - policy.free)
+        policies = [lane.policy for lane in self._scheduler.lanes]
+        rows, free = sum(policy.rows for policy in policies), sum(policy.free for policy in policies)
+        pools = [lane.rows for lane in self._scheduler.lanes]
+        yield GaugeMetricFamily(
+            "tortoise_rt_calls_in_flight", "Sentences and other work begun.", sum(map(len, policies))
+        )
+        yield GaugeMetricFamily("tortoise_rt_rows", "Samples that can be drawn side by side.", rows)
+        yield GaugeMetricFamily("tortoise_rt_rows_used", "Samples that are drawn.", rows - free)
         codes = CounterMetricFamily("tortoise_rt_codes", "Codes drawn; its rate is codes per second.")
-        codes.add_metric([], 0 if rows is None else rows.used)
+        codes.add_metric([], sum(pool.used for pool in pools if pool))
         yield codes
 
     def text(self) -> bytes:

@@ -1,0 +1,76 @@
+"""Kernels that a bundle carries compiled for several kinds of GPU: choosing, checking and loading those for this one."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from ctypes import c_int32, c_uint64
+from reprlib import repr as short
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BundleError
+from ..kernels.ahead import Carried, carried
+from .device import Device, Kernel
+
+if TYPE_CHECKING:
+    from ..bundle import Bundle
+
+WARP = 32  #: threads
+EXACT = 9  #: from this major version on, Triton compiles for one compute capability alone ("sm_90a")
+MOST_SHARED = 227 << 10  #: bytes of memory that threads of a block share, of any GPU so far
+
+MOST_SPARE = 4  #: pointers that Triton adds to a kernel's arguments, to memory that these do not use
+_VERSION = re.compile(r"[0-9]{1,2}\.[0-9]")
+
+log = logging.getLogger("tortoise_rt")
+
+
+def load_kernels(bundle: Bundle, device: Device) -> dict[str, Kernel]:
+    """The kernels of a bundle for this GPU by name; none, with a warning, where it carries none that can run here.
+
+    Raises BundleError for a bundle that says of them what cannot be.
+    """
+    wanted = carried(bundle.dims)
+    made = {name: _made_for(bundle, device, name, kernel) for name, kernel in wanted.items()}
+    if None in made.values():
+        log.warning(
+            "%s carries no kernels for %s (compute capability %s) and this version: the host takes part in every code "
+            "and every diffusion step. Export the bundle again where Triton is installed (pip install 'tortoise-rt[kernels]')",
+            bundle.folder, device.name, device.compute_capability,
+        )  # fmt: skip
+        return {}
+    return {name: _load(bundle, device, kernel, made[name]) for name, kernel in wanted.items()}
+
+
+def nearest(capability: str, offered: Iterable[str]) -> str | None:
+    """Of the compute capabilities that something was compiled for, the one that a GPU of ``capability`` runs best."""
+    major, minor = map(int, capability.split("."))
+    known = [tuple(map(int, name.split("."))) for name in offered]
+    able = [(m, n) for m, n in known if m == major and (n == minor or (n < minor and m < EXACT))]
+    return "{}.{}".format(*max(able)) if able else None
+
+
+def _made_for(bundle: Bundle, device: Device, name: str, kernel: Carried) -> Any:
+    """What was compiled of a kernel for this GPU; None if nothing was, or from something else."""
+    entries = bundle.manifest.get("kernels")
+    entry = entries.get(name) if isinstance(entries, dict) else None
+    compiled = entry.get("compiled") if isinstance(entry, dict) else None
+    if not isinstance(compiled, dict) or entry != kernel.described() | {"compiled": compiled}:
+        return None
+    chosen = nearest(device.compute_capability, filter(_VERSION.fullmatch, compiled))
+    return None if chosen is None else compiled[chosen]
+
+
+def _load(bundle: Bundle, device: Device, kernel: Carried, made: Any) -> Kernel:
+    file, shared, spare = (
+        made.get(key) if isinstance(made, dict) else None for key in ("file", "shared", "spare")
+    )
+    known = isinstance(file, str) and file in bundle.manifest["files"]
+    if not known or shared not in range(MOST_SHARED + 1) or spare not in range(MOST_SPARE + 1):
+        raise BundleError(f"{bundle.folder} says of a kernel {short(made)}, which cannot be: export it again")
+    types: list[Any] = [c_int32 if type_ == "i32" else c_uint64 for type_ in kernel.arguments.values()]
+    bundle.check_unchanged()
+    cubin = (bundle.folder / file).read_bytes()
+    bundle.check_unchanged()
+    return device.load(cubin, kernel.function, types + [c_uint64] * spare, kernel.warps * WARP, shared)

@@ -1,0 +1,52 @@
+"""One model on several devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ..engine import Array, Engine, KVCache, ProxyEngine
+from ..errors import EngineError
+from ..samplers import DenoisingStep
+from ..sampling import Drawing
+
+
+class EngineGroup(ProxyEngine):
+    """Engines of one model, each on a device of its own. A scheduler uses all; whoever else asks is answered by the first."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        super().__init__(engines[0])
+        self._members = tuple(engines)
+        self.draws_ahead, self.denoises_ahead = self.engine.draws_ahead, self.engine.denoises_ahead
+        devices = [engine.info.device for engine in engines]
+        if len(set(devices)) < len(devices):
+            raise EngineError(f"devices {', '.join(devices)}: name each once")
+        self.info = replace(self.engine.info, device=",".join(devices))
+
+    @property
+    def members(self) -> tuple[Engine, ...]:
+        return self._members
+
+    def release(self, graph: str) -> None:
+        for engine in self._members:
+            engine.release(graph)
+
+    def position_bytes(self) -> int:
+        """Bytes of one position of a row of a cache."""
+        return self.engine.position_bytes()
+
+    def _ar_draw(
+        self, cache: KVCache, inputs: dict[str, Array], drawings: Sequence[Drawing | None]
+    ) -> tuple[Array, Array]:
+        return self.engine._ar_draw(cache, inputs, drawings)
+
+    def _denoise(
+        self,
+        x: Array,
+        last: Array,
+        aligned: Array,
+        free: Array,
+        steps: Sequence[DenoisingStep],
+        noise: Callable[[int], Array],
+    ) -> tuple[Array, Array]:
+        return self.engine._denoise(x, last, aligned, free, steps, noise)

@@ -1,0 +1,275 @@
+"""Several GPUs: which is used for what, and requests that are spread over them. GPUs and engines are stand-ins."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_driver import FakeDriver
+from scheduling import TEXTS, WAIT, alone, scheduler, settings, settle, submit, voice
+
+from tortoise_rt import backends
+from tortoise_rt.backends import open_engine
+from tortoise_rt.backends.device import Device
+from tortoise_rt.backends.fake import FakeEngine
+from tortoise_rt.backends.group import EngineGroup
+from tortoise_rt.engine import Array, EngineInfo, KVCache
+from tortoise_rt.errors import EngineError
+from tortoise_rt.scheduler import Scheduler
+
+
+class Watched(FakeEngine):
+    """Waits, where it is told to, and counts its steps."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.info = replace(self.info, device=device)
+        self.steps, self.may_go = 0, threading.Event()
+        self.may_go.set()
+
+    def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
+        assert self.may_go.wait(WAIT)
+        self.steps += 1
+        return super()._ar_step(cache, inputs)
+
+
+def group(count: int = 2) -> EngineGroup:
+    return EngineGroup([Watched(f"cuda:{number}") for number in range(count)])
+
+
+def test_requests_are_spread_and_give_what_each_gives_alone() -> None:
+    both = group()
+    with scheduler(both) as made:
+        handles = [submit(made, text, seed) for seed, text in enumerate(TEXTS * 2)]
+        for seed, (text, handle) in enumerate(zip(TEXTS * 2, handles, strict=True)):
+            wanted, found = alone(FakeEngine(), text, seed), handle.result(WAIT)
+            np.testing.assert_array_equal(found.codes, wanted.codes)
+            assert np.abs(found.wavs[0] - wanted.wavs[0]).max() <= 1e-6
+        one = settings(num_autoregressive_samples=1)
+        pieces = list(made.stream(TEXTS[0], voice(both), one, 3))
+        assert (
+            np.abs(
+                np.concatenate(pieces) - alone(FakeEngine(), seed=3, num_autoregressive_samples=1).wavs[0]
+            ).max()
+            <= 1e-6
+        )
+        settle(made)
+    assert all(engine.steps > 20 for engine in both.members)  # type: ignore[attr-defined]
+
+
+def test_a_request_goes_to_the_engine_with_the_least_work() -> None:
+    """Samples count, not requests; what has ended counts no more."""
+    both = group()
+    for engine in both.members:
+        engine.may_go.clear()  # type: ignore[attr-defined]
+    with scheduler(both) as made:
+        first, second = made.lanes
+        large = submit(made, num_autoregressive_samples=5)
+        small = [submit(made, seed=seed, num_autoregressive_samples=2) for seed in (2, 3)]
+        assert (first.work, second.work) == (5, 4)
+        assert (len(first.policy), len(second.policy)) == (1, 2)
+        one = submit(made, num_autoregressive_samples=1)
+        assert (first.work, second.work) == (5, 5)
+        small[0].cancel()
+        second.engine.may_go.set()  # type: ignore[attr-defined]
+        one.result(WAIT), small[1].result(WAIT)
+        until_idle(made, 1)
+        again = submit(made, seed=4)
+        assert again.result(WAIT).codes.shape[0] == 3 and not large.done  # beside one that stands still
+        first.engine.may_go.set()  # type: ignore[attr-defined]
+        assert large.result(WAIT).codes.shape[0] == 5
+
+
+def until_idle(made: Scheduler, lane: int) -> None:
+    for _ in range(1000):
+        if not made.lanes[lane].work:
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it does not become idle")
+
+
+def test_closing_and_cancelling_reach_every_engine() -> None:
+    both = group(3)
+    for engine in both.members:
+        engine.may_go.clear()  # type: ignore[attr-defined]
+    made = scheduler(both)
+    handles = [submit(made, seed=seed) for seed in range(6)]
+    assert [lane.work for lane in made.lanes] == [6, 6, 6]
+    for engine in both.members:
+        engine.may_go.set()  # type: ignore[attr-defined]
+    made.close()
+    assert all(handle.done for handle in handles)
+
+
+def test_one_engine_that_fails_fails_its_own_requests_alone() -> None:
+    both = group()
+
+    def broken(*given: Any) -> Any:
+        raise EngineError("the GPU fell off the bus")
+
+    both.members[0]._ar_step = broken  # type: ignore[method-assign]
+    with scheduler(both) as made:
+        handles = [submit(made, seed=seed) for seed in (1, 2)]
+        with pytest.raises(EngineError, match="fell off the bus"):
+            handles[0].result(WAIT)
+        np.testing.assert_array_equal(handles[1].result(WAIT).codes, alone(FakeEngine(), seed=2).codes)
+
+
+# --- names of devices ---
+
+
+def test_several_devices_are_opened_by_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def open_one(path: Any, backend: str, device: str, precision: str | None) -> FakeEngine:
+        opened.append(device)
+        return Watched(device)
+
+    monkeypatch.setattr(backends, "_open_engine", open_one)
+    engine = open_engine(None, device="cuda:1, cuda:0")
+    assert opened == ["cuda:1", "cuda:0"] and engine.info.device == "cuda:1,cuda:0"
+    assert [member.info.device for member in engine.members] == opened
+    with pytest.raises(EngineError, match="devices cuda:0, cuda:0: name each once"):
+        open_engine(None, device="cuda:0,cuda:0")
+
+
+def test_a_gpu_that_is_not_there() -> None:
+    with pytest.raises(
+        EngineError, match=r"there is no cuda:2 here. Available: cuda:0 \(Fake GPU\), cuda:1 \(Fake GPU\)"
+    ):
+        Device(2, FakeDriver(count=2))
+
+
+def test_torch_uses_the_gpu_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from tortoise_rt.backends.cuda import Fast
+    from tortoise_rt.backends.torch import pick_device
+
+    class Entered:
+        """As torch.cuda.device and torch.cuda.stream: what calls run in."""
+
+        def __init__(self, of: Any) -> None:
+            self.of = of
+
+        def __enter__(self) -> None:
+            now.append(self.of)
+
+        def __exit__(self, *_: object) -> None:
+            now.pop()
+
+    now: list[Any] = []
+    fakes = {
+        "is_available": lambda: True,
+        "device_count": lambda: 2,
+        "current_device": lambda: 0,
+        "get_device_name": lambda number: f"GPU {number}",
+        "device": Entered,
+        "stream": Entered,
+        "Stream": lambda device: f"stream of {device}",
+        "graph_pool_handle": lambda: None,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    assert pick_device("cuda") == torch.device("cuda:0") and pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(EngineError, match=r"no cuda:2 here. Available: cuda:0 \(GPU 0\), cuda:1 \(GPU 1\)"):
+        pick_device("cuda:2")
+    fast = Fast(pick_device("cuda:1"))
+    with fast.running():
+        assert now == [torch.device("cuda:1"), "stream of cuda:1"]
+    assert not now
+
+
+def test_onnxruntime_uses_the_gpu_that_is_named(
+    monkeypatch: pytest.MonkeyPatch, standard_graphs: EngineInfo
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from pathlib import Path
+
+    from tortoise_rt.backends import onnx
+    from tortoise_rt.backends.onnx_standard import StandardEngine
+
+    asked: list[Any] = []
+
+    def session(path: str, options: Any, **arguments: Any) -> Any:
+        asked.append(arguments)
+        raise RuntimeError("there is no GPU")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnx, "gpu_names", lambda: ["A", "B"])
+    files = {"rlg_auto": "rlg_auto.onnx"}
+    engine = StandardEngine(Path(standard_graphs.source), standard_graphs, files, "cuda:1")
+    with pytest.raises(EngineError, match=r'"rlg_auto" cannot run on cuda:1: there is no GPU'):
+        engine.session("rlg_auto")
+    (arguments,) = asked
+    assert arguments["providers"] == ["CUDAExecutionProvider"]
+    assert arguments["provider_options"][0]["device_id"] == "1"
+    placed: list[Any] = []
+    make = SimpleNamespace(ortvalue_from_numpy=lambda *given: placed.append(given[1:]))
+    monkeypatch.setattr(engine._runtime, "OrtValue", make)
+    engine._to_device(np.zeros(3))
+    assert placed == [("cuda", 1)]
+    with pytest.raises(EngineError, match=r"no cuda:2 here. Available: cuda:0 \(A\), cuda:1 \(B\)"):
+        StandardEngine(Path(standard_graphs.source), standard_graphs, files, "cuda:2")
+
+
+# --- two GPUs of one driver ---
+
+
+def test_two_tensorrt_engines_side_by_side(standard_graphs: EngineInfo) -> None:
+    """One thread that uses both by turns, many that use them at once: each works on its own GPU, which the driver sees to."""
+    from test_tensorrt_runner import make_engine
+
+    driver = FakeDriver(count=2)
+    engines = [make_engine(standard_graphs, ahead=True, driver=driver, number=number) for number in range(2)]
+    assert [engine.info.device for engine in engines] == ["cuda:0", "cuda:1"]
+    noises = [np.full((1, engines[0].dims["rlg_auto.dim"]), n, np.float32) for n in range(4)]
+    wanted = [engines[0].run("rlg_auto", noise=noise)[0] for noise in noises]
+    wrong: list[Any] = []
+
+    def ask(number: int) -> None:
+        for turn in range(12):
+            engine = engines[(turn + number) % 2]
+            cache = engine.new_cache(1, 10)  # given back by this thread, while the other GPU may be its own
+            if not np.array_equal(engine.run("rlg_auto", noise=noises[number])[0], wanted[number]):
+                wrong.append((number, turn))
+            engines[turn % 2].run("rlg_auto", noise=noises[number])
+            del cache
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    group = EngineGroup(engines)
+    one = settings(num_autoregressive_samples=2, max_mel_tokens=10)
+    with Scheduler(group, rows=2) as made:
+        handles = [made.submit([5, 60, 7], voice(group), one, seed) for seed in (1, 2, 1, 2)]
+        results = [handle.result(WAIT) for handle in handles]
+    for first, second in ((0, 2), (1, 3)):
+        np.testing.assert_array_equal(results[first].codes, results[second].codes)
+    assert all(gpu.launched > 10 and gpu.ran for gpu in driver.gpus)
+
+
+def test_what_a_gpu_held_is_freed_in_its_turn_or_with_the_last_of_it() -> None:
+    driver = FakeDriver(count=2)
+    device, other = Device(1, driver), Device(0, driver)
+    gpu = driver.gpus[1]
+    device.use()
+    kept, memory, pinned = device.allocate(10, "a"), device.allocate(100, "b"), device.pinned(50)
+    other.use()
+    del memory, pinned
+    assert (
+        gpu.room == gpu.total - 110 and driver._current is driver.gpus[0]
+    )  # not now: that is another's turn
+    device.use()
+    assert gpu.room == gpu.total - 10 and not gpu.pinned.keys() - gpu.held.keys()
+    other.use()
+    del device
+    del kept
+    assert gpu.room == gpu.total and driver._current is driver.gpus[0]
