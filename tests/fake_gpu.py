@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from fake_driver import FakeDriver, Gpu, view
 
-from tortoise_rt.backends.cubins import WARP
+from tortoise_rt.backends.cubins import WARP, argument_types
 from tortoise_rt.backends.device import Device, Kernel
 from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Array
@@ -62,9 +62,9 @@ def fake_kernels(device: FakeDevice, driver: FakeDriver, dims: Dims) -> dict[str
     made = {}
     for name, kernel in ahead.carried(dims).items():
         driver.kernels[name.encode()] = made_of(kernel, FUNCTIONS[name])
-        types = [ctypes.c_int32 if t == "i32" else ctypes.c_uint64 for t in kernel.arguments.values()]
-        spare = [ctypes.c_uint64] * 2
-        made[name] = device.load(name.encode(), kernel.function, types + spare, kernel.warps * WARP, 16)
+        made[name] = device.load(
+            name.encode(), kernel.function, argument_types(kernel, 2), kernel.warps * WARP, 16
+        )
     return made
 
 

@@ -6,7 +6,6 @@ Parity first, then speed. What cannot run here is a row that says why; what brea
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import importlib.util
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tortoise_rt.backends import open_engine
-from tortoise_rt.backends.cubins import WARP, nearest
+from tortoise_rt.backends.cubins import WARP, argument_types, nearest
 from tortoise_rt.backends.device import Device, Kernel
 from tortoise_rt.backends.replays import Replays
 from tortoise_rt.backends.tensorrt_ahead import Staged
@@ -101,8 +100,7 @@ def cubins() -> Iterator[Row]:
         kernels = {}
         for name, kernel in ahead.carried(DIMS).items():
             made = said[name]["compiled"][capability]
-            types = [ctypes.c_int32 if t == "i32" else ctypes.c_uint64 for t in kernel.arguments.values()]
-            types += [ctypes.c_uint64] * made["spare"]
+            types = argument_types(kernel, made["spare"])
             image = Path(folder, made["file"]).read_bytes()
             kernels[name] = device.load(image, kernel.function, types, kernel.warps * WARP, made["shared"])
     about = {"kind": "cubin", "device": device.name, "compiled_for": capability}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleError
 from ..kernels.ahead import Carried, carried
-from .device import Device, Kernel
+from .device import CType, Device, Kernel
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -66,11 +66,18 @@ def _load(bundle: Bundle, device: Device, kernel: Carried, made: Any) -> Kernel:
     file, shared, spare = (
         made.get(key) if isinstance(made, dict) else None for key in ("file", "shared", "spare")
     )
-    known = isinstance(file, str) and file in bundle.manifest["files"]
-    if not known or shared not in range(MOST_SHARED + 1) or spare not in range(MOST_SPARE + 1):
+    fine = shared in range(MOST_SHARED + 1) and spare in range(MOST_SPARE + 1)
+    if not isinstance(file, str) or file not in bundle.manifest["files"] or not fine:
         raise BundleError(f"{bundle.folder} says of a kernel {short(made)}, which cannot be: export it again")
-    types: list[Any] = [c_int32 if type_ == "i32" else c_uint64 for type_ in kernel.arguments.values()]
     bundle.check_unchanged()
     cubin = (bundle.folder / file).read_bytes()
     bundle.check_unchanged()
-    return device.load(cubin, kernel.function, types + [c_uint64] * spare, kernel.warps * WARP, shared)
+    return device.load(
+        cubin, kernel.function, argument_types(kernel, int(spare)), kernel.warps * WARP, int(shared)
+    )
+
+
+def argument_types(kernel: Carried, spare: int) -> list[CType]:
+    """What ctypes passes a kernel's arguments as, with ``spare`` pointers that Triton adds."""
+    types: list[CType] = [c_int32 if type_ == "i32" else c_uint64 for type_ in kernel.arguments.values()]
+    return types + [c_uint64] * spare

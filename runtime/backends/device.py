@@ -20,6 +20,7 @@ import numpy as np
 from ..engine import Array
 from ..errors import EngineError, MissingDependency
 
+CType = Callable[[int], Any]  #: c_int32 or c_uint64
 _Freed = deque[tuple[Callable[..., Any], tuple[Any, ...]]]  # functions of the driver, and what they free
 
 
@@ -53,7 +54,7 @@ class Kernel:
     """A function that was loaded from a cubin."""
 
     function: Any
-    types: tuple[type[ctypes._SimpleCData[Any]], ...]  #: of its arguments
+    types: tuple[CType, ...]  #: of its arguments
     threads: int  #: of a block
     shared: int  #: bytes of memory that a block's threads share
 
@@ -136,7 +137,7 @@ class Device:
         weakref.finalize(array, self._give_back, self._driver.cuMemFreeHost, address).atexit = False
         return array
 
-    def load(self, cubin: bytes, function: str, types: Sequence[type], threads: int, shared: int) -> Kernel:
+    def load(self, cubin: bytes, function: str, types: Sequence[CType], threads: int, shared: int) -> Kernel:
         """A kernel of a cubin for this GPU; ``types``, of its arguments, are those of ctypes."""
         driver = self._driver
         module = self._check("load a kernel", driver.cuModuleLoadData(cubin))
@@ -183,7 +184,7 @@ class Device:
         parameters.WidthInBytes, parameters.Height, parameters.Depth = width, height, depth
         self._check("copy on the GPU", self._driver.cuMemcpy3DAsync(parameters, self._stream))
 
-    def record(self, work: Callable[[], None]) -> Recording | None:
+    def record(self, work: Callable[[], Any]) -> Recording | None:
         """What ``work`` queues, to be launched; nothing is run. None where it cannot be recorded."""
         driver = self._driver
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL

@@ -36,7 +36,7 @@ class Replays:
         self._known.move_to_end(key)
         if len(self._known) > MOST_RECORDED:
             self._known.popitem(last=False)
-        return result  # type: ignore[return-value]
+        return result
 
     def clear(self) -> None:
         """Forget all: memory that it uses is given back."""
