@@ -349,6 +349,7 @@ def test_cuda_and_the_cpu_have_bundles_of_their_own(whole: Path, monkeypatch: py
     with pytest.raises(EngineError, match=r"needs ONNX Runtime's CUDAExecutionProvider.*tortoise-rt\[gpu\]"):
         open_engine(whole, device="cuda:1")
     monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("tortoise_rt.backends.onnx.gpu_names", lambda: ["A GPU", "another"])
     engine = open_engine(whole, device="cuda:1")
     assert engine.info.device == "cuda:1" and type(engine).__name__ == "StandardEngine"
     told = engine._provider_options(SimpleNamespace(add_session_config_entry=lambda *entry: None))  # type: ignore[attr-defined]

@@ -55,6 +55,7 @@ def test_every_graph_builds(tmp_path: Path, precision: str) -> None:
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
     sizes, peak = json.loads(result.stdout.splitlines()[-1])
+    print(f"{precision}: {peak} MiB at most, plans of {sum(sizes.values()) >> 20} MiB")
     assert set(sizes) == set(GRAPHS) and min(sizes.values()) > 1000
     assert 100 < peak < MOST_MIB
 

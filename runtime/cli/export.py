@@ -97,6 +97,7 @@ def export(
     """
     try:
         from tortoise_rt.export.bundle import default_output, export_bundle
+        from tortoise_rt.export.kernels import can_compile
         from tortoise_rt.export.parity import ExportError
         from tortoise_rt.export.targets import find_target
         from tortoise_rt.export.tensorrt import WORKSPACE_MIB
@@ -146,7 +147,7 @@ def export(
     click.echo(parity_table(report) if report else "Not compared: --no-check was given.")
     if bundle.manifest["target"].get("library") and bundle.manifest["target"]["driver"] is None:
         click.echo("That was before plans were built from them. On the GPU: tortoise-rt verify --engine DIR")
-    if bundle.manifest["target"].get("library") and "kernels" not in bundle.manifest:
+    if bundle.manifest["target"].get("library") and not can_compile():
         click.echo(
             "Without Triton no kernels were compiled: the host will take part in every code and every diffusion step "
             "(pip install 'tortoise-rt[kernels]', and export again)"
