@@ -278,7 +278,7 @@ class Clock:
 
     def __init__(self, made: Scheduler, engine: Counting) -> None:
         self.now = self.worked = 0.0
-        self._flight = made._flight
+        self._flight = made.lanes[0].flight
         engine.before = lambda graph, rows: self._work()
 
     def monotonic(self) -> float:

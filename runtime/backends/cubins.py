@@ -63,18 +63,15 @@ def _made_for(bundle: Bundle, device: Device, name: str, kernel: Carried) -> Any
 
 
 def _load(bundle: Bundle, device: Device, kernel: Carried, made: Any) -> Kernel:
-    file, shared, spare = (
-        made.get(key) if isinstance(made, dict) else None for key in ("file", "shared", "spare")
-    )
+    said: dict[str, Any] = made if isinstance(made, dict) else {}
+    file, shared, spare = said.get("file", ""), said.get("shared", -1), said.get("spare", -1)
     fine = shared in range(MOST_SHARED + 1) and spare in range(MOST_SPARE + 1)
     if not isinstance(file, str) or file not in bundle.manifest["files"] or not fine:
         raise BundleError(f"{bundle.folder} says of a kernel {short(made)}, which cannot be: export it again")
     bundle.check_unchanged()
     cubin = (bundle.folder / file).read_bytes()
     bundle.check_unchanged()
-    return device.load(
-        cubin, kernel.function, argument_types(kernel, int(spare)), kernel.warps * WARP, int(shared)
-    )
+    return device.load(cubin, kernel.function, argument_types(kernel, spare), kernel.warps * WARP, shared)
 
 
 def argument_types(kernel: Carried, spare: int) -> list[CType]:

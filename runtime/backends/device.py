@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 import sys
 import weakref
 from collections import deque
@@ -148,9 +147,8 @@ class Device:
 
     def run(self, kernel: Kernel, blocks: int, arguments: Sequence[int]) -> None:
         """Queue a kernel on ``arguments``: addresses and numbers; 0 for those that are left out."""
-        values = [
-            type_(value) for type_, value in itertools.zip_longest(kernel.types, arguments, fillvalue=0)
-        ]
+        given = [*arguments, *[0] * (len(kernel.types) - len(arguments))]
+        values = [type_(value) for type_, value in zip(kernel.types, given, strict=True)]
         places = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         call = self._driver.cuLaunchKernel(
             kernel.function, blocks, 1, 1, kernel.threads, 1, 1, kernel.shared, self._stream, ctypes.addressof(places), 0
