@@ -105,6 +105,22 @@ def test_closing_and_cancelling_reach_every_engine() -> None:
     assert all(handle.done for handle in handles)
 
 
+def test_a_service_counts_all_of_them() -> None:
+    pytest.importorskip("prometheus_client")
+    from tortoise_rt.server.metrics import Metrics
+
+    with scheduler(group(), rows=5) as made:
+        for seed in (1, 2):
+            submit(made, seed=seed).result(WAIT)
+        settle(made)
+        said = Metrics(made, lambda: 0).text().decode().splitlines()
+    drawn = sum(lane.rows.used for lane in made.lanes if lane.rows)
+    assert {"tortoise_rt_rows 10.0", "tortoise_rt_rows_used 0.0", "tortoise_rt_calls_in_flight 0.0"} <= {
+        *said
+    }
+    assert f"tortoise_rt_codes_total {drawn:.1f}" in said and drawn > 40
+
+
 def test_one_engine_that_fails_fails_its_own_requests_alone() -> None:
     both = group()
 
