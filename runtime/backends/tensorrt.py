@@ -1,8 +1,8 @@
 """TensorRT and TensorRT for RTX, without torch: one plan per graph, run on the memory and the stream of a ``Device``.
 
 The calls of all threads take turns. The key/value cache stays on the device and is bound as ar_step's past and present.
-Rows beyond what a plan was built for take turns as well. On an H200 all of it has run but the plans: no GPU has run
-these yet, ONNX Runtime stood in for them.
+Rows beyond what a plan was built for take turns as well. An earlier form of it has run on an H200, ONNX Runtime standing in
+for plans; no GPU has run plans yet, nor the loops in ``tensorrt_ahead``.
 """
 
 from __future__ import annotations
