@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import socket
@@ -208,26 +209,29 @@ def test_a_client_that_leaves_before_its_request_is_there_is_no_failure(
     assert told[0]["status"] == 499 and not [r for r in caplog.records if r.levelname == "ERROR"]
 
 
-def test_a_client_that_does_not_read_stops_the_work_and_ends_at_its_time() -> None:
+@pytest.mark.parametrize("fields", [{"timeout": 2}, {}], ids=["its time is over", "it stalls"])
+def test_a_client_that_does_not_read_stops_the_work_and_is_left(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("tortoise_rt.server.guard.STALL_SECONDS", 60.0 if fields else 1.5)
     engine = Slow()
-    with serving(engine) as server:
+    with serving(engine) as server, socket.socket() as deaf:
         text = " ".join([LONG] * 10)
-        body = json.dumps(
-            {"input": text, "response_format": "pcm", **ONE, "max_mel_tokens": 500, "timeout": 3}
-        )
+        body = json.dumps({"input": text, "response_format": "pcm", **ONE, "max_mel_tokens": 500, **fields})
         head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-        with socket.socket() as deaf:
-            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            deaf.connect(("127.0.0.1", server.port))
-            deaf.sendall((head + body).encode())
-            time.sleep(1.5)
-            first = len(engine.runs)
-            time.sleep(0.7)
-            assert len(engine.runs) == first  # what nobody takes is not made
-            assert server.service.gate.inside == 1
-            time.sleep(1.2)
-            assert_sound(server.speak().content, alone())
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", server.port))
+        began = time.monotonic()
+        deaf.sendall((head + body).encode())
+        begun(engine)
+        made = 0
+        while len(engine.runs) > made:  # until what nobody takes is not made
+            made = len(engine.runs)
+            time.sleep(0.3)
+        assert server.service.gate.inside == 1
         server.settled()
+        assert time.monotonic() - began < 5
+        assert_sound(server.speak().content, alone())
 
 
 def test_too_many_are_told_to_wait() -> None:
@@ -344,6 +348,24 @@ def test_the_document_says_what_is_checked(server: Running) -> None:
         for choice in schema.get("enum", []):
             assert taken(name, choice)
         assert not taken(name, "nothing of the kind")
+
+
+def test_who_sends_no_head_of_a_request_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tortoise_rt.server.run.HEAD_SECONDS", 0.2)
+    engine = Slow()
+    with serving(engine) as server:
+        began = time.monotonic()
+        for begin in (b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /"):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as silent:
+                silent.sendall(begin)
+                with contextlib.suppress(ConnectionResetError):
+                    while silent.recv(4096):
+                        pass
+        assert time.monotonic() - began < 3
+        engine.pause = 0.05
+        began = time.monotonic()
+        assert_sound(server.speak().content, alone())  # an answer may take longer
+        assert time.monotonic() - began > 0.5
 
 
 def test_a_server_that_cannot_speak_ends() -> None:

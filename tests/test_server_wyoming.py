@@ -134,6 +134,19 @@ def test_what_is_wrong_is_said(server: Running, event: Event, says: str) -> None
     server.settled()
 
 
+def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tortoise_rt.server.wyoming.MOST_CONNECTIONS", 1)
+    with serving(with_wyoming=True) as server:
+
+        async def second(client: AsyncTcpClient) -> bytes:
+            await client.write_event(Describe().event())
+            assert await client.read_event()
+            with socket.create_connection(("127.0.0.1", server.wyoming_port), timeout=20) as other:
+                return await asyncio.to_thread(other.recv, 10)
+
+        assert talk(server, second) == b""
+
+
 @pytest.mark.parametrize(
     "data",
     [b"\n", b"{}\n", b"[]\n", b"[" * 60_000 + b"\n", b"x" * 100_000, b"\xff\n", b'{"type": "synthesize", "data_length": 9999999999}\n',

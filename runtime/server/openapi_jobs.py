@@ -55,7 +55,7 @@ JOB_PATHS: Schema = {
             },
             "responses": {
                 "202": answer("It waits, or runs.", ref("Job")),
-                **failures(400, 401, 403, 408, 409, 413, 422, 501),
+                **failures(400, 401, 403, 408, 409, 413, 422, 429, 501),
             },
         },
     },
