@@ -255,9 +255,7 @@ class Callers:
     async def _upload(self) -> str:
         """A voice whose name and file lead elsewhere."""
         files = {"files": (self._rng.choice(NAMES), self._rng.randbytes(20_000), "audio/wav")}
-        answer = await self.http.post(
-            "/v1/audio/voices", data={"name": self._rng.choice(NAMES)}, files=files
-        )
+        answer = await self.http.post("/v1/audio/voices", data={"name": self._rng.choice(NAMES)}, files=files)
         return self._expect(answer.status_code, 400, 429)
 
     async def _deaf(self) -> str:

@@ -351,7 +351,7 @@ def test_the_document_says_what_is_checked(server: Running) -> None:
 
 
 def test_who_sends_no_head_of_a_request_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tortoise_rt.server.run.HEAD_SECONDS", 0.2)
+    monkeypatch.setattr("tortoise_rt.server.run.HEAD_SECONDS", 0.1)
     engine = Slow()
     with serving(engine) as server:
         began = time.monotonic()
@@ -362,7 +362,7 @@ def test_who_sends_no_head_of_a_request_is_left(monkeypatch: pytest.MonkeyPatch)
                     while silent.recv(4096):
                         pass
         assert time.monotonic() - began < 3
-        engine.pause = 0.05
+        engine.pause = 0.02
         began = time.monotonic()
         assert_sound(server.speak().content, alone())  # an answer may take longer
         assert time.monotonic() - began > 0.5

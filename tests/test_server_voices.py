@@ -150,7 +150,9 @@ def test_a_caller_sends_few_bodies_with_files_at_a_time(server: Running) -> None
     while server.service.uploads.inside < UPLOADS_EACH and time.monotonic() < until:
         time.sleep(0.01)
     answer = create(server)
-    assert f"{UPLOADS_EACH} requests of yours" in error(answer, 429) and int(answer.headers["retry-after"]) >= 1
+    assert (
+        f"{UPLOADS_EACH} requests of yours" in error(answer, 429) and int(answer.headers["retry-after"]) >= 1
+    )
     assert server.speak().status_code == 200
     for client in slow:
         client.close()

@@ -152,12 +152,15 @@ def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     [b"\n", b"{}\n", b"[]\n", b"[" * 60_000 + b"\n", b"x" * 100_000, b"\xff\n", b'{"type": "synthesize", "data_length": 9999999999}\n',
      b'{"type": "describe", "data_length": 5}\n12'],
 )  # fmt: skip
-def test_what_is_no_event_ends_the_connection(server: Running, data: bytes) -> None:
+def test_what_is_no_event_ends_the_connection(
+    server: Running, caplog: pytest.LogCaptureFixture, data: bytes
+) -> None:
     with socket.create_connection(("127.0.0.1", server.wyoming_port), timeout=20) as client:
         client.sendall(data)
         client.shutdown(socket.SHUT_WR)
         assert client.recv(10) == b""
     assert server.http.get("/healthz").status_code == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_a_client_that_leaves_frees_its_rows() -> None:

@@ -40,6 +40,15 @@ _JOB_BODY: Schema = {
     "additionalProperties": False,
     "properties": {name: nullable(schema) for name, schema in JOB.items()},
 }
+_EXAMPLES: Schema = {
+    "story": {
+        "value": {
+            "input": "Once upon a time there was a boat.\n\nIt went out, and it came back.",
+            "voice": "alto",
+            "subtitles": "srt",
+        }
+    }
+}
 JOB_PATHS: Schema = {
     "/v1/jobs": {
         "get": getting("jobs", "Your jobs, the latest first.", list_of("Job")),
@@ -49,7 +58,7 @@ JOB_PATHS: Schema = {
             "requestBody": {
                 "required": True,
                 "content": {
-                    "application/json": {"schema": _JOB_BODY},
+                    "application/json": {"schema": _JOB_BODY, "examples": _EXAMPLES},
                     "multipart/form-data": {"schema": _JOB_FORM},
                 },
             },
