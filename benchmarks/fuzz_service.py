@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -31,6 +32,7 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=100, help="of each operation")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    logging.disable(logging.WARNING)  # a fake voice seldom stops by itself, and says so each time
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORTOISE_RT_VOICES"] = str(Path(folder) / "voices")
         os.environ["TORTOISE_RT_CACHE"] = str(Path(folder) / "cache")

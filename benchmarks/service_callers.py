@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import io
+import itertools
 import json
 import random
 import socket
@@ -148,11 +149,12 @@ class Callers:
         """Requests a second that so many callers get through who ask again at once, from ``ramp`` seconds on."""
         begin = time.perf_counter() + ramp
         end, done = begin + seconds, 0
+        turns = itertools.cycle(self._rng.sample(self._asks, len(self._asks)))
 
         async def caller() -> None:
             nonlocal done
             while time.perf_counter() < end:
-                heard = await self.speak(self._rng.choice(self._asks), PCM)
+                heard = await self.speak(next(turns), PCM)
                 done += heard.status == 200 and begin <= time.perf_counter() < end
 
         await asyncio.gather(*(caller() for _ in range(callers)))

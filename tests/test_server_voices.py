@@ -94,7 +94,7 @@ def test_only_voices_made_here_are_deleted(server: Running) -> None:
     ("files", "says"),
     [
         ({"a_wav": b""}, "'a.wav' cannot be read as audio"),
-        ({"a_wav": b"not a wav"}, "'a.wav' cannot be read as audio"),
+        ({"a_wav": b"not a wav"}, r"^'a.wav' cannot be read as audio \(Error opening 'a.wav':"),
         ({"a_wav": clip(seconds=0.05)}, "0.1 s"),
         ({"a_exe": clip()}, "none of .wav"),
         ({"a_pth": b"\x80\x04cos\nsystem\n(S'touch /tmp/owned'\ntR."}, "cannot use 'a.pth'|cannot read"),

@@ -53,8 +53,8 @@ class Jobs:
         if suffix not in SUFFIXES:
             raise InputError(f"a text must be one of {', '.join(SUFFIXES)}, not {suffix[:20]!r}")
         wish = parse_job(body)
-        body = {**body, "seed": fresh_seed() if wish.speech.seed is None else wish.speech.seed}
-        body.pop("input", None)
+        body = {name: value for name, value in body.items() if value is not None and name != "input"}
+        body["seed"] = fresh_seed() if wish.speech.seed is None else wish.speech.seed
         job = Job(secrets.token_hex(8), owner, json.dumps(body), f"text{suffix}", now(), 0)
         place = self.store.place(job.id)
         place.mkdir(mode=0o700)
