@@ -120,6 +120,7 @@ def test_text_that_is_written_is_heard_before_it_ends(server: Running) -> None:
         (Synthesize("<speak/>", text_format="ssml").event(), "plain text"),
         (Event("synthesize", {}), "lacks 'text'"),
         (Event("synthesize", {"text": 3}), "must be a string"),
+        (Event("synthesize", {"text": "x", "voice": 3}), "not as Wyoming has them"),
         (Event("synthesize", {"text": "x", "voice": {"name": 3}}), "named by a text"),
     ],
 )
@@ -166,13 +167,13 @@ def test_what_is_no_event_ends_the_connection(
 def test_a_client_that_leaves_frees_its_rows() -> None:
     engine = Slow()
     with serving(engine, with_wyoming=True) as server:
-        engine.pause = 0.05
+        engine.pause = 0.3  # so that no sound is there whose sending would fail
         with socket.create_connection(("127.0.0.1", server.wyoming_port)) as client:
             data = json.dumps({"text": SHORT * 10}).encode()
             client.sendall(
                 json.dumps({"type": "synthesize", "data_length": len(data)}).encode() + b"\n" + data
             )
-            begun(engine)
+            begun(engine, 1)
         began = time.monotonic()
         server.settled()
         assert time.monotonic() - began < 2

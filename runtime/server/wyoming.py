@@ -118,12 +118,11 @@ class _Connection:
                 try:
                     await self._answer(event)
                 except (InputError, KeyError, TypeError, AttributeError) as error:
-                    wrong = (
-                        error
-                        if isinstance(error, InputError)
-                        else InputError(f"a {event.type} lacks {error}")
-                    )
-                    await self._fail(wrong)
+                    if isinstance(error, KeyError):
+                        error = InputError(f"a {event.type} lacks {error}")
+                    elif not isinstance(error, InputError):
+                        error = InputError(f"the data of this {event.type} are not as Wyoming has them")
+                    await self._fail(error)
                     break
         except (OSError, asyncio.TimeoutError):
             pass
