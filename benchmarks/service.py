@@ -145,6 +145,7 @@ async def measure(url: str, options: argparse.Namespace) -> tuple[Row, list[str]
     crowds = {}
     for count in CROWDS:
         crowds[count] = await callers.rate(count, RAMP, LOOP)
+        await settled(callers)
         print(f"{count} callers: {crowds[count]:.2f} requests/s", flush=True)
     capacity = max(crowds.values())
     rate = options.share * capacity

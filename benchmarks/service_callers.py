@@ -108,6 +108,7 @@ class Callers:
         self._host, self._port = httpx.URL(url).host, httpx.URL(url).port
         self.http = httpx.AsyncClient(base_url=url, timeout=300, limits=httpx.Limits(max_connections=None))
         self.seen = Seen()
+        self._received = 0  #: bytes of sound
 
     async def speak(self, ask: Ask, form: dict[str, Any], sip: float = 0.0) -> Heard:
         """Ask, and hear it to the end, ``sip`` seconds between pieces."""
@@ -116,6 +117,7 @@ class Callers:
             async for piece in answer.aiter_raw():
                 first = first or time.perf_counter() - began
                 data += piece
+                self._received += len(piece)
                 await asyncio.sleep(sip)
             total = time.perf_counter() - began
         samples = bytes(data)
@@ -146,19 +148,22 @@ class Callers:
         return firsts
 
     async def rate(self, callers: int, ramp: float, seconds: float) -> float:
-        """Requests a second that so many callers get through who ask again at once, from ``ramp`` seconds on."""
-        begin = time.perf_counter() + ramp
-        end, done = begin + seconds, 0
+        """Requests a second that so many callers get through who ask again at once: by the sound that they get, from ``ramp`` on."""
         turns = itertools.cycle(self._rng.sample(self._asks, len(self._asks)))
 
         async def caller() -> None:
-            nonlocal done
-            while time.perf_counter() < end:
-                heard = await self.speak(next(turns), PCM)
-                done += heard.status == 200 and begin <= time.perf_counter() < end
+            while True:
+                await self.speak(next(turns), PCM)
 
-        await asyncio.gather(*(caller() for _ in range(callers)))
-        return done / seconds
+        tasks = [asyncio.create_task(caller()) for _ in range(callers)]
+        await asyncio.sleep(ramp)
+        before, began = self._received, time.perf_counter()
+        await asyncio.sleep(seconds)
+        rate = (self._received - before) / (time.perf_counter() - began)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return rate / float(np.mean([len(ask.sound) for ask in self._asks]))
 
     async def run(self, seconds: float, rate: float) -> None:
         """Callers who come ``rate`` times a second, whatever becomes of the others; hostile ones beside them."""

@@ -21,6 +21,7 @@ from scheduling import TOKENIZER
 from serving import ONE, SHORT, Running, Slow, alone, assert_sound, begun, error, samples, serving
 
 from tortoise_rt import config
+from tortoise_rt.scheduler import Priority
 from tortoise_rt.server.app import make_app
 from tortoise_rt.server.encoding import FORMATS
 from tortoise_rt.server.fields import SETTINGS, Wish
@@ -232,6 +233,18 @@ def test_a_client_that_does_not_read_stops_the_work_and_is_left(
         server.settled()
         assert time.monotonic() - began < 5
         assert_sound(server.speak().content, alone())
+
+
+@pytest.mark.parametrize(("stream", "priority"), [(True, Priority.STREAM), (False, Priority.NORMAL)])
+def test_who_waits_for_all_of_it_comes_behind_who_listens(stream: bool, priority: Priority) -> None:
+    engine, seen = Slow(), set[int]()
+    with serving(engine) as server:
+        policy = server.service.scheduler.policy
+        engine.before = lambda graph, rows: seen.update(
+            entry.priority for entry in [*policy._entries.values()]
+        )
+        assert server.speak(stream=stream).status_code == 200
+    assert priority in seen and seen <= {priority, Priority.NORMAL}
 
 
 def test_too_many_are_told_to_wait() -> None:

@@ -206,6 +206,7 @@ class Speech:
             chunks=wish.chunks,
             pause=wish.pause,
             split=wish.split,
+            heard=wish.stream or wish.sse,
         )
         if self._given_up is not None:  # looked at after the reader is there to be cancelled
             raise self._given_up
