@@ -14,8 +14,6 @@ from serving import ONE, SHORT, Running, error, serving
 from tortoise_rt import config
 from tortoise_rt.server.limits import Keys
 
-LONG = " ".join(["The boat came in and went out again."] * 40)
-
 
 @pytest.fixture(scope="module", autouse=True)
 def own_voices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
