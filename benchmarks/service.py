@@ -9,7 +9,8 @@ Starts ``tortoise-rt serve`` and
 2. finds what the server gets through: the best of 4, 8 and 16 callers who ask again at once;
 3. sends --share of that as callers come (Poisson), half of them as streams. A tenth of them leave early. Hostile ones come beside
    them, one in twenty of all: bad JSON, bodies too large, readers that read nothing or in sips, tricks with paths and names, broken
-   Unicode, heads that do not end.
+   Unicode, heads that do not end;
+4. asks for each alone once more: where its first sound takes another time than before, something else ran on this machine.
 
 Every whole result must be the one alone: its samples within 1/1000 of full scale, with --strict the same. The server must log no
 error; in the end nothing may be in flight, no file left or open, and it must stop by itself. The 95th percentile of the first sound
@@ -140,6 +141,7 @@ async def measure(url: str, options: argparse.Namespace) -> tuple[Row, list[str]
     """-> what was seen, and what is wrong with it."""
     rng = random.Random(options.seed)
     callers = Callers(url, asks(rng, options.requests), rng, options.strict)
+    await callers.learn()
     alone = await callers.alone(PASSES)
     print(f"alone: first sound {told(alone)}", flush=True)
     crowds = {}
@@ -158,6 +160,8 @@ async def measure(url: str, options: argparse.Namespace) -> tuple[Row, list[str]
     took = time.perf_counter() - began
     watching.cancel()
     after = await settled(callers)
+    callers.seen = Seen(faults=seen.faults)
+    alone_after = await callers.alone(1)
     growth, wait = grown(memory), (percentiles(seen.first)["p95"] / percentiles(alone)["p95"])
     row = {
         "kind": "service",
@@ -173,6 +177,7 @@ async def measure(url: str, options: argparse.Namespace) -> tuple[Row, list[str]
         "worst_sample": seen.worst,
         "audio_s_per_s": round(seen.audio / took, 3),
         "first_alone_s": percentiles(alone),
+        "first_alone_after_s": percentiles(alone_after),
         "first_loaded_s": percentiles(seen.first),
         "wait": round(wait, 3),
         "total_stream_s": percentiles(seen.streams),

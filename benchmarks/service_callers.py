@@ -127,11 +127,8 @@ class Callers:
             self.seen.faults.append("429 without Retry-After")
         return Heard(answer.status_code, samples, first, total)
 
-    async def alone(self, passes: int) -> list[float]:
-        """Learn what each request gives with nothing beside it, and that it gives it again; -> seconds to the first sound.
-
-        The first pass, in which voices are loaded, is not timed.
-        """
+    async def learn(self) -> None:
+        """What each request gives with nothing beside it."""
         for ask in self._asks:
             heard = await self.speak(ask, PCM)
             if heard.status != 200:
@@ -139,6 +136,9 @@ class Callers:
             ask.sound = heard.samples
         if len({ask.sound for ask in self._asks}) < len(self._asks):
             raise SystemExit("two requests sound the same: mixed results would not be seen")
+
+    async def alone(self, passes: int) -> list[float]:
+        """See that each gives it again; -> seconds to the first sound."""
         firsts = []
         for _ in range(passes):
             for ask in self._asks:

@@ -22,7 +22,7 @@ from serving import SHORT, Running, Slow, alone, assert_sound, begun, error, sam
 
 from tortoise_rt import config
 from tortoise_rt.server.app import make_app
-from tortoise_rt.server.encoding import FORMATS
+from tortoise_rt.server.encoding import FORMATS, encode
 from tortoise_rt.server.fields import SETTINGS, Wish
 from tortoise_rt.server.run import Server, listen
 from tortoise_rt.server.service import Service, Speech
@@ -128,6 +128,13 @@ def test_formats_hold_the_sound(server: Running, name: str, stream: bool) -> Non
         assert abs(len(found) - len(wanted)) <= 3 * 1152
         spectra = [np.abs(np.fft.rfft(wav, 1 << 17))[:20000] for wav in (found, wanted)]
         assert np.corrcoef(*spectra)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("name", ["wav", "flac"])
+def test_whole_files_have_the_samples_of_pcm(name: str) -> None:
+    wav = np.linspace(-1.1, 1.1, 30_001, dtype=np.float32)
+    found, _ = soundfile.read(io.BytesIO(encode(name, wav)), dtype="int16")
+    assert found.tobytes() == to_16_bits(wav)
 
 
 def test_files_say_that_a_machine_speaks(server: Running) -> None:
