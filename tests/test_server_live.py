@@ -13,7 +13,7 @@ from serving import ONE, SHORT, Running, Slow, alone, assert_sound, begun, error
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tortoise_rt.server.incoming import IncomingText
+from tortoise_rt.incoming import IncomingText
 
 START = {"type": "start", "response_format": "pcm", **ONE}
 
