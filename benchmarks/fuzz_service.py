@@ -2,13 +2,16 @@
 
     python benchmarks/fuzz_service.py [--examples 100] [--seed 1]
 
-Needs: pip install schemathesis. The engine is the fake one, so that speech takes no time; voices and jobs are kept in a
+Needs: pip install schemathesis. A caller's ``timeout`` is taken out of the document before: an answer that ends in its middle because
+its time is over is what was asked for, and no document can say so. The engine is the fake one, so that speech takes no time; voices and jobs are kept in a
 temporary folder. Exits with 1 where something was found.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import os
 import subprocess
 import sys
@@ -29,12 +32,16 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=100, help="of each operation")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    logging.disable(logging.WARNING)  # a fake voice seldom stops by itself, and says so each time
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORTOISE_RT_VOICES"] = str(Path(folder) / "voices")
         os.environ["TORTOISE_RT_CACHE"] = str(Path(folder) / "cache")
         with serving(jobs=Path(folder) / "jobs", timeout=20, per_minute=10**6) as server:
+            document = server.http.get("/openapi.json").json()
+            del document["components"]["schemas"]["Speech"]["properties"]["timeout"]
+            (Path(folder) / "openapi.json").write_text(json.dumps(document))
             command = [
-                str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json", "--checks", CHECKS,
+                str(Path(sys.executable).parent / "schemathesis"), "run", "openapi.json", "--url", server.url, "--checks", CHECKS,
                 "--max-examples", str(options.examples), "--seed", str(options.seed), "--mode", "all", "--workers", "1",
                 "--request-timeout", "60", "--suppress-health-check", "all",
             ]  # fmt: skip

@@ -27,7 +27,8 @@ class IncomingText:
         self._left -= len(part)
         if self._left < 0:
             raise TextError(f"the text has more than {self._most} characters, the limit: start again")
-        self._parts.put(part)
+        if part:  # nothing would cost nothing of what is left, and could be sent for ever
+            self._parts.put(part)
 
     def end(self) -> None:
         self.ended = True

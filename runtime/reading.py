@@ -99,12 +99,13 @@ class Reader:
         chunks: Chunks | None = None,
         pause: float = PAUSE,
         split: bool = True,
+        heard: bool = True,
     ) -> None:
         """With the decoder hifigan and one sample a sentence is heard while it is drawn, else when it is done.
 
         Sentences with words in [brackets] are heard when they are done, too, as those words are cut out of the whole.
         chunks: how a sentence that is heard while it is drawn is cut. pause: seconds of silence between sentences;
-        split: off, a text that is given whole is one sentence.
+        split: off, a text that is given whole is one sentence. heard: off, nobody listens before the end, and who does comes first.
         """
         self.pace = Pace()  #: of the latest reading
         self.complete = True  #: whether the voice stopped by itself each time
@@ -114,7 +115,7 @@ class Reader:
                 "sizes of pieces are for hifigan and one sample; here a piece is a sentence: leave them out "
                 "(--chunk, stream_chunk_size and the like)"
             )
-        self._split = split
+        self._split, self._urgency = split, Priority.STREAM if heard else Priority.NORMAL
         self._scheduler, self._voice, self._settings = scheduler, voice, check(settings)
         self._seed, self._chunks = check_seed(seed), chunks or Chunks()
         self._code_seconds = 0.0  #: what a code of the last sentence has taken
@@ -152,7 +153,7 @@ class Reader:
         try:
             first_sentence = sentences.next()
             self._began = self._told = time.monotonic()
-            present = self._begin(first_sentence)
+            present = self._begin(first_sentence, self._urgency)
             while present is not None:
                 following = self._ahead(present, sentences)
                 first = True
@@ -192,17 +193,17 @@ class Reader:
         if sentences.closed or said.handle.failed:
             return None
         following = sentences.next()
-        return self._begin(following, Priority.STREAM if self.pace.sound else Priority.NORMAL, continues=True)
+        return self._begin(following, self._urgency if self.pace.sound else Priority.NORMAL, continues=True)
 
     def _hasten(self, following: Future[_Said | None]) -> None:
         said = _result(following)
         if said is not None:
-            self._scheduler.prioritize(said.handle, Priority.STREAM)
+            self._scheduler.prioritize(said.handle, self._urgency)
 
     def _begin(
         self,
         numbered: tuple[int, Sentence] | None,
-        priority: Priority = Priority.STREAM,
+        priority: Priority,
         continues: bool = False,
     ) -> _Said | None:
         if numbered is None:

@@ -52,6 +52,9 @@ def speaks(page: Page, shots: Path, size: str, engine: Slow) -> None:
     assert rate == 24000 and abs(len(wave) / rate - float(page.locator("#seconds").inner_text()[:-2])) < 0.01
     page.get_by_role("button", name="Play again").click()
     page.screenshot(path=shots / f"{size}-done.png", full_page=True)
+    page.get_by_role("button", name="Stop").click()  # all is made, but not yet heard
+    expect(page.get_by_role("status").first).to_have_text("Stopped.")
+    expect(page.get_by_role("button", name="Stop")).to_be_disabled()
     engine.pause = 0.05
     page.get_by_role("button", name="Speak", exact=True).click()
     page.get_by_role("button", name="Stop").click()
@@ -59,7 +62,15 @@ def speaks(page: Page, shots: Path, size: str, engine: Slow) -> None:
     engine.pause = 0
 
 
-def works_by_keyboard(page: Page) -> None:
+def works_by_keyboard(page: Page, engine: Slow) -> None:
+    engine.pause = 0.01
+    page.get_by_role("button", name="Speak", exact=True).focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Stop")).to_be_focused()  # the button that was pressed is off
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status").first).to_have_text("Stopped.")
+    expect(page.get_by_role("button", name="Speak", exact=True)).to_be_focused()
+    engine.pause = 0
     page.get_by_label("Text").focus()
     page.keyboard.press("Control+Enter")
     expect(page.get_by_role("status").first).to_have_text("All is made.", timeout=60_000)
@@ -104,6 +115,7 @@ def makes_a_voice(page: Page, shots: Path, size: str) -> None:
     page.once("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Delete the voice emma").click()
     expect(page.locator("#voice-status")).to_contain_text("emma is deleted")
+    expect(page.locator("#voices > summary")).to_be_focused()
 
 
 def fits(page: Page) -> None:
@@ -114,7 +126,7 @@ def fits(page: Page) -> None:
     )
     assert page.evaluate(nameless) == 0
     heights = page.evaluate(
-        "[...document.querySelectorAll('button, select, textarea')].map(x => x.getBoundingClientRect().height).filter(Boolean)"
+        "[...document.querySelectorAll('button, select, textarea, summary, input:not([type=checkbox])')].map(x => x.getBoundingClientRect().height).filter(Boolean)"
     )
     assert min(heights) >= 44
 
@@ -133,14 +145,20 @@ def main() -> int:
             engine, began = Slow(), time.monotonic()
             scheme = "dark" if size == "phone" else "light"
             with serving(engine) as server:
-                page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+                touch = size == "phone"
+                page = browser.new_page(
+                    viewport={"width": width, "height": height},
+                    color_scheme=scheme,
+                    is_mobile=touch,
+                    has_touch=touch,
+                )
                 faults: list[str] = []
                 page.on("pageerror", lambda error, faults=faults: faults.append(str(error)))
                 page.on("request", lambda r, faults=faults, url=server.url: r.url.startswith((url, "data:", "blob:")) or faults.append(r.url))  # fmt: skip
                 page.goto(server.url)
                 speaks(page, shots, size, engine)
                 server.settled()
-                works_by_keyboard(page)
+                works_by_keyboard(page, engine)
                 tells_what_is_wrong(page, shots, size)
                 makes_a_voice(page, shots, size)
                 fits(page)
@@ -149,8 +167,11 @@ def main() -> int:
         with serving(keys={"anna": "a" * 16}) as server:
             page = browser.new_page(viewport={"width": 390, "height": 844})
             page.goto(server.url)
-            expect(page.get_by_role("alert").first).to_contain_text("a key is needed")
+            expect(page.get_by_role("alert").first).to_contain_text("needs a key")
             page.screenshot(path=shots / "key.png")
+            page.get_by_label("Key of this server").fill("b" * 16)
+            page.keyboard.press("Enter")
+            expect(page.get_by_role("alert").first).to_contain_text("does not know this key")
             page.get_by_label("Key of this server").fill("a" * 16)
             page.get_by_role("button", name="Use it").click()
             expect(page.locator("#voice option").first).to_have_text("alto")

@@ -26,6 +26,7 @@ from tortoise_rt.tts import TextToSpeech
 from tortoise_rt.voice import load_voice
 
 SHORT = "Hello there. How are you?"
+LONG = " ".join(["The boat came in and went out again."] * 40)
 ONE = {"max_mel_tokens": 40, "voice": "alto", "seed": 7}  #: fields of quick requests
 
 

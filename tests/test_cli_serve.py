@@ -89,6 +89,8 @@ def process(folder: Path) -> Iterator[Process]:
 
 def test_it_speaks_and_ends_when_it_has_spoken(process: Process) -> None:
     assert process.url.startswith("http://127.0.0.1:")
+    with pytest.raises(ConnectionRefusedError):  # any other address, and be it of this machine
+        socket.create_connection(("127.0.0.2", httpx.URL(process.url).port or 0))
     body = {"input": LONG, "response_format": "pcm", "seed": 3}
     with httpx.stream("POST", f"{process.url}/v1/audio/speech", json=body, timeout=60) as answer:
         sound = answer.iter_raw()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from serving import ONE, SHORT, Running, Slow, alone, assert_sound, begun, serving
+from serving import ONE, SHORT, Running, Slow, alone, assert_sound, begun, error, serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+
+from tortoise_rt.incoming import IncomingText
 
 START = {"type": "start", "response_format": "pcm", **ONE}
 
@@ -148,8 +151,9 @@ def test_a_text_that_fails_leaves_the_connection(server: Running, messages: list
 def test_keys_and_pages_of_other_sites() -> None:
     with serving(keys={"anna": "a" * 16}) as server:
         with open_to(server) as socket:  # as browsers do, which send no headers
-            tell(socket, {**START, "key": "a" * 16}, text(SHORT), {"type": "end"})
-            assert hear(socket)[1][-1]["type"] == "done"
+            for _ in range(2):
+                tell(socket, {**START, "key": "a" * 16}, text(SHORT), {"type": "end"})
+                assert hear(socket)[1][-1]["type"] == "done"
         with open_to(server, additional_headers={"Authorization": "Bearer " + "a" * 16}) as socket:
             tell(socket, START, text(SHORT), {"type": "end"})
             assert hear(socket)[1][-1]["type"] == "done"
@@ -161,9 +165,40 @@ def test_keys_and_pages_of_other_sites() -> None:
                 open_to(server, additional_headers=headers)
 
 
-def test_places_are_counted(server: Running) -> None:
-    with serving(queue=1) as server, open_to(server) as one, open_to(server) as other:
-        tell(one, START, text("Hello"))
-        json.loads(one.recv(timeout=30))
-        tell(other, START)
-        assert "1 requests are in flight" in hear(other)[1][-1]["error"]["message"]
+def test_who_says_no_key_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tortoise_rt.server.live.KEY_SECONDS", 0.1)
+    with serving(keys={"anna": "a" * 16}) as server, open_to(server) as socket:
+        assert "nothing was said" in hear(socket)[1][-1]["error"]["message"]
+        with pytest.raises(ConnectionClosed):
+            socket.recv(timeout=10)
+
+
+def test_places_are_counted() -> None:
+    with contextlib.ExitStack() as held:
+        server = held.enter_context(serving(keys={who: who * 16 for who in "abc"}, queue=2, each=1))
+
+        def holds(who: str) -> ClientConnection:
+            """Begins to write a text."""
+            socket = held.enter_context(open_to(server))
+            tell(socket, {**START, "key": who * 16}, text("Hello"))
+            return socket
+
+        def refused(who: str) -> str:
+            server.http.headers["Authorization"] = f"Bearer {who * 16}"
+            answer = server.speak()
+            assert int(answer.headers["retry-after"]) >= 1
+            return error(answer, 429)
+
+        json.loads(holds("a").recv(timeout=30))
+        assert "1 requests of yours are in flight" in refused("a")
+        json.loads(holds("b").recv(timeout=30))
+        assert "2 requests are in flight" in refused("c")
+        assert "2 requests are in flight" in hear(holds("c"))[1][-1]["error"]["message"]
+
+
+def test_parts_without_a_letter_are_not_kept() -> None:
+    text = IncomingText(1)
+    for part in ("", "a", ""):
+        text.add(part)
+    text.end()
+    assert [*text] == ["a"]

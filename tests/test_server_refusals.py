@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,6 @@ from serving import ONE, SHORT, Running, error, serving
 
 from tortoise_rt import config
 from tortoise_rt.server.limits import Keys
-
-LONG = " ".join(["The boat came in and went out again."] * 40)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,6 +86,8 @@ def test_a_body_too_large(server: Running) -> None:
 def test_paths_and_methods_that_are_not_there(server: Running) -> None:
     assert "there is no /v1/nothing" in error(server.http.get("/v1/nothing"), 404)
     assert "GET is not for this path" in error(server.http.get("/v1/audio/speech"), 405)
+    assert "BREW is not for this path" in error(server.http.request("BREW", "/v1/models"), 405)
+    assert "BREW" not in server.http.get("/metrics").text  # what callers make up is not counted one by one
     assert "there is no model" in error(server.http.get("/v1/models/gpt-4"), 404)
     assert server.http.get("/v1/models/tts-1").json()["id"] == "tts-1"
 
@@ -128,18 +129,36 @@ def test_keys(caplog: pytest.LogCaptureFixture) -> None:
     assert right not in str(facts) + caplog.text and other not in str(facts) + caplog.text
 
 
+def test_a_key_takes_as_long_whichever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digests of all keys are compared, each by the function that does not stop at the first difference."""
+    compared: list[tuple[bytes, bytes]] = []
+    compare = hmac.compare_digest
+
+    def noted(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return compare(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", noted)
+    keys = Keys({name: name * 16 for name in "abc"})
+    for key, who in (("a" * 16, "a"), ("c" * 16, "c"), ("a" * 15 + "b", None), ("", None), ("\ud800", None)):
+        compared.clear()
+        assert keys.name_of(key) == who
+        assert [(len(one), len(other)) for one, other in compared] == [(32, 32)] * 3
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         ("", "no keys"),
         ("anna short", "line 1"),
+        ("anna 0123456789abcd\u00e9\u00e8", "signs of ASCII"),
         ("anna", "line 1"),
         ("a aaaaaaaaaaaaaaaa\na bbbbbbbbbbbbbbbb", "line 2"),
     ],
 )
 def test_files_of_keys(tmp_path: Path, content: str, says: str) -> None:
     path = tmp_path / "keys"
-    path.write_text(content)
+    path.write_text(content, "utf-8")
     with pytest.raises(config.SettingsError, match=says):
         Keys.read(path)
     path.write_text("# ours\nanna 0123456789abcdef  # hers\n\nben fedcba9876543210\n")
@@ -152,6 +171,8 @@ def test_pages_of_other_sites_and_other_names_are_kept_out() -> None:
     with serving(hosts={"127.0.0.1", "localhost"}, origins=("https://good.example",)) as server:
         ask = server.http.get
         assert "evil.example" in error(ask("/v1/models", headers={"Origin": "https://evil.example"}), 403)
+        for none in ("null", "", "http://[", "http://\u2100.com", f"{server.url}/"):
+            error(ask("/v1/models", headers={"Origin": none.encode()}), 403)
         assert "not called" in error(ask("/v1/models", headers={"Host": "evil.example"}), 403)
         assert ask("/v1/models", headers={"Origin": server.url}).status_code == 200
         assert ask("/v1/models", headers={"Host": f"localhost:{server.port}"}).status_code == 200

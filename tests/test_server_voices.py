@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import socket
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -12,9 +15,10 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from serving import Running, serving
+from serving import Running, error, serving
 
 from tortoise_rt.errors import VoiceError
+from tortoise_rt.server.service import UPLOADS_EACH
 from tortoise_rt.voice_store import remove_voice
 
 
@@ -90,7 +94,7 @@ def test_only_voices_made_here_are_deleted(server: Running) -> None:
     ("files", "says"),
     [
         ({"a_wav": b""}, "'a.wav' cannot be read as audio"),
-        ({"a_wav": b"not a wav"}, "'a.wav' cannot be read as audio"),
+        ({"a_wav": b"not a wav"}, r"^'a.wav' cannot be read as audio \(Error opening 'a.wav':"),
         ({"a_wav": clip(seconds=0.05)}, "0.1 s"),
         ({"a_exe": clip()}, "none of .wav"),
         ({"a_pth": b"\x80\x04cos\nsystem\n(S'touch /tmp/owned'\ntR."}, "cannot use 'a.pth'|cannot read"),
@@ -99,12 +103,23 @@ def test_only_voices_made_here_are_deleted(server: Running) -> None:
     ],
     ids=["empty", "no audio", "short", "exe", "pickle", "mixed", "safetensors"],
 )
-def test_clips_that_are_none(server: Running, own: Path, files: dict[str, bytes], says: str) -> None:
+def test_clips_that_are_none(
+    server: Running,
+    own: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, bytes],
+    says: str,
+) -> None:
+    between = tmp_path / "tmp"
+    between.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(between))
     answer = create(server, **files)
     message = answer.json()["error"]["message"]
     assert answer.status_code == 400 and re.search(says, message), message
     assert "/tmp" not in message and str(own) not in message
     assert not own.exists() or not [*own.iterdir()]
+    assert not [*between.iterdir()]
 
 
 def test_forms_that_are_none(server: Running) -> None:
@@ -124,6 +139,26 @@ def test_forms_that_are_none(server: Running) -> None:
     )
     many = [("files", (f"{n}.wav", b"x")) for n in range(51)]
     assert post("/v1/audio/voices", data={"name": "emma"}, files=many).status_code == 400
+
+
+def test_a_caller_sends_few_bodies_with_files_at_a_time(server: Running) -> None:
+    head = "POST /v1/audio/voices HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 9\r\n\r\n"
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(UPLOADS_EACH)]
+    for client in slow:
+        client.sendall(head.encode())
+    until = time.monotonic() + 10
+    while server.service.uploads.inside < UPLOADS_EACH and time.monotonic() < until:
+        time.sleep(0.01)
+    answer = create(server)
+    assert (
+        f"{UPLOADS_EACH} requests of yours" in error(answer, 429) and int(answer.headers["retry-after"]) >= 1
+    )
+    assert server.speak().status_code == 200
+    for client in slow:
+        client.close()
+    while server.service.uploads.inside and time.monotonic() < until:
+        time.sleep(0.01)
+    assert create(server).status_code == 201
 
 
 def test_uploads_are_bounded(own: Path) -> None:

@@ -120,6 +120,7 @@ def test_text_that_is_written_is_heard_before_it_ends(server: Running) -> None:
         (Synthesize("<speak/>", text_format="ssml").event(), "plain text"),
         (Event("synthesize", {}), "lacks 'text'"),
         (Event("synthesize", {"text": 3}), "must be a string"),
+        (Event("synthesize", {"text": "x", "voice": 3}), "not as Wyoming has them"),
         (Event("synthesize", {"text": "x", "voice": {"name": 3}}), "named by a text"),
     ],
 )
@@ -134,29 +135,45 @@ def test_what_is_wrong_is_said(server: Running, event: Event, says: str) -> None
     server.settled()
 
 
+def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tortoise_rt.server.wyoming.MOST_CONNECTIONS", 1)
+    with serving(with_wyoming=True) as server:
+
+        async def second(client: AsyncTcpClient) -> bytes:
+            await client.write_event(Describe().event())
+            assert await client.read_event()
+            with socket.create_connection(("127.0.0.1", server.wyoming_port), timeout=20) as other:
+                return await asyncio.to_thread(other.recv, 10)
+
+        assert talk(server, second) == b""
+
+
 @pytest.mark.parametrize(
     "data",
     [b"\n", b"{}\n", b"[]\n", b"[" * 60_000 + b"\n", b"x" * 100_000, b"\xff\n", b'{"type": "synthesize", "data_length": 9999999999}\n',
      b'{"type": "describe", "data_length": 5}\n12'],
 )  # fmt: skip
-def test_what_is_no_event_ends_the_connection(server: Running, data: bytes) -> None:
+def test_what_is_no_event_ends_the_connection(
+    server: Running, caplog: pytest.LogCaptureFixture, data: bytes
+) -> None:
     with socket.create_connection(("127.0.0.1", server.wyoming_port), timeout=20) as client:
         client.sendall(data)
         client.shutdown(socket.SHUT_WR)
         assert client.recv(10) == b""
     assert server.http.get("/healthz").status_code == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_a_client_that_leaves_frees_its_rows() -> None:
     engine = Slow()
     with serving(engine, with_wyoming=True) as server:
-        engine.pause = 0.05
+        engine.pause = 0.3  # so that no sound is there whose sending would fail
         with socket.create_connection(("127.0.0.1", server.wyoming_port)) as client:
             data = json.dumps({"text": SHORT * 10}).encode()
             client.sendall(
                 json.dumps({"type": "synthesize", "data_length": len(data)}).encode() + b"\n" + data
             )
-            begun(engine)
+            begun(engine, 1)
         began = time.monotonic()
         server.settled()
         assert time.monotonic() - began < 2

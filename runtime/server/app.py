@@ -71,12 +71,13 @@ async def list_voices(request: Request) -> Response:
 async def create_voice(request: Request) -> Response:
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise InputError("a voice is sent as multipart/form-data: a field name, and its clips as files")
-    async with request.form(max_files=voices.MOST_FILES, max_fields=20) as form:
-        name = form.get("name")
-        if not isinstance(name, str):
-            raise InputError("a voice needs a name: the form's field name")
-        files = [part for _, part in form.multi_items() if not isinstance(part, str)]
-        made = await run_sync(voices.create, name, files)
+    with request.app.state.service.uploads.enter(request.scope["state"]["who"]):
+        async with request.form(max_files=voices.MOST_FILES, max_fields=20) as form:
+            name = form.get("name")
+            if not isinstance(name, str):
+                raise InputError("a voice needs a name: the form's field name")
+            files = [part for _, part in form.multi_items() if not isinstance(part, str)]
+            made = await run_sync(voices.create, name, files)
     return JSONResponse(made, 201)
 
 

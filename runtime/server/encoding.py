@@ -78,7 +78,7 @@ class Encoder:
 
     def __init__(self, name: str, comment: str = "") -> None:
         """``comment``: what the file says of itself; pcm has no place for it."""
-        chosen = FORMATS[name]
+        self._chosen = chosen = FORMATS[name]
         self._file: Any = None
         self._head = wav_header(comment) if name == "wav" else b""
         if chosen.kind:
@@ -90,7 +90,7 @@ class Encoder:
         if self._file is None:
             head, self._head = self._head, b""
             return head + to_16_bits(wav)
-        self._file.write(np.clip(wav, -1, 1))
+        self._file.write(_kept(wav, self._chosen))
         return self._target.take()
 
     def finish(self) -> bytes:
@@ -108,8 +108,15 @@ def encode(name: str, wav: Array, comment: str = "") -> bytes:
         return to_16_bits(wav)
     target = io.BytesIO()
     with _open(target, chosen, comment) as file:
-        file.write(np.clip(wav, -1, 1))
+        file.write(_kept(wav, chosen))
     return target.getvalue()
+
+
+def _kept(wav: Array, chosen: Format) -> Array:
+    """What soundfile is given: 16 bits where it keeps as many, which it would round otherwise than we do."""
+    if chosen.subtype == "PCM_16":
+        return np.frombuffer(to_16_bits(wav), "<i2")
+    return np.clip(wav, -1, 1)
 
 
 def _open(target: Any, chosen: Format, comment: str) -> Any:

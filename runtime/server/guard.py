@@ -9,7 +9,6 @@ import re
 import secrets
 import time
 from collections.abc import Collection
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,6 +24,7 @@ OPEN = ("/", "/healthz", "/readyz", "/openapi.json")  #: paths that need no key
 WITH_FILES = ("/v1/audio/voices", "/v1/jobs")  #: paths whose bodies may be large
 BODY_SECONDS = 60.0  #: in which a body must have come
 STALL_SECONDS = 60.0  #: in which a client must take what is sent
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  #: others are counted as one
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -52,7 +52,8 @@ class Guard:
         state = scope.setdefault("state", {})
         state |= {"request_id": number, "log": {}, "who": None}
         request_id.set(number)
-        status = 0
+        status, method = 0, scope.get("method", "WEBSOCKET")
+        method = method if method in (*METHODS, "WEBSOCKET") else "OTHER"
 
         async def tell(message: Message) -> None:
             nonlocal status
@@ -89,11 +90,11 @@ class Guard:
                 else:
                     await error_answer(error)(scope, receive, tell)
         finally:
-            self._service.metrics.requests.labels(scope.get("method", "WEBSOCKET"), str(status)).inc()
+            self._service.metrics.requests.labels(method, str(status)).inc()
             if scope["path"] not in ("/healthz", "/readyz", "/metrics"):
                 facts = {
                     "who": state["who"],
-                    "method": scope.get("method", "WEBSOCKET"),
+                    "method": method,
                     "path": scope["path"][:200],
                     "status": status,
                     "seconds": round(time.monotonic() - began, 3),
@@ -110,7 +111,7 @@ class Guard:
             )
         # A page of another site could have a browser ask on behalf of whoever looks at it.
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host and origin not in self._origins:
+        if origin is not None and origin.partition("://")[2] != host and origin not in self._origins:
             raise Refused(
                 f"pages of {origin[:80]!r} may not use this server: allow them (--allow-origin)", 403
             )

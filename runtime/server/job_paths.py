@@ -40,6 +40,14 @@ def _shown(job: Job) -> dict[str, Any]:
 
 async def submit(request: Request) -> Response:
     jobs, who = _jobs(request)
+    with request.app.state.service.uploads.enter(request.scope["state"]["who"]):
+        body, text, suffix = await _sent(request)
+        job = await run_sync(jobs.submit, who, body, text, suffix)
+    return JSONResponse(_shown(job), 202, {"Location": f"/v1/jobs/{job.id}"})
+
+
+async def _sent(request: Request) -> tuple[dict[str, Any], bytes, str]:
+    """-> (a job's fields, its text, the suffix of the text's name)."""
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         async with request.form(max_files=1, max_fields=1) as form:
             file, said = form.get("file"), form.get("request") or "{}"
@@ -50,16 +58,14 @@ async def submit(request: Request) -> Response:
             body.setdefault("name", (file.filename or "text")[:200] or "text")
         if "input" in body:
             raise InputError("a text is sent as a file or as input, not as both")
-    else:
-        body, suffix = parse_json(await request.body()), ".txt"
-        if not isinstance(body.get("input"), str):
-            raise TextError("a job needs its text: as input, or as a file in a form")
-        try:
-            text = body["input"].encode()
-        except UnicodeError:
-            raise TextError("input has half a surrogate pair in it: send valid Unicode") from None
-    job = await run_sync(jobs.submit, who, body, text, suffix)
-    return JSONResponse(_shown(job), 202, {"Location": f"/v1/jobs/{job.id}"})
+        return body, text, suffix
+    body = parse_json(await request.body())
+    if not isinstance(body.get("input"), str):
+        raise TextError("a job needs its text: as input, or as a file in a form")
+    try:
+        return body, body["input"].encode(), ".txt"
+    except UnicodeError:
+        raise TextError("input has half a surrogate pair in it: send valid Unicode") from None
 
 
 async def listed(request: Request) -> Response:

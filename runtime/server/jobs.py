@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 import shutil
 import threading
@@ -24,6 +25,7 @@ log = logging.getLogger("tortoise_rt.server")
 MOST_JOBS = 100  #: of one owner
 SUFFIXES = (".txt", *MARKDOWN, *EPUB)
 BOOK = "book"  #: the reading's folder in the job's
+_ID = re.compile("[0-9a-f]{16}")
 
 
 class Jobs:
@@ -32,10 +34,9 @@ class Jobs:
     def __init__(self, service: Service, folder: Path) -> None:
         self._service = service
         self.store = JobStore(folder)
-        for place in (
-            folder.iterdir()
-        ):  # of jobs that were not yet taken, or no longer kept, when the process was killed
-            if place.is_dir() and self.store.get(place.name) is None:
+        # Of jobs that were not yet taken, or no longer kept, when the process was killed. Whatever else lies there is not ours.
+        for place in folder.iterdir():
+            if _ID.fullmatch(place.name) and self.store.get(place.name) is None:
                 shutil.rmtree(place, ignore_errors=True)
         self._news = threading.Condition()
         self._closed = False
@@ -52,8 +53,8 @@ class Jobs:
         if suffix not in SUFFIXES:
             raise InputError(f"a text must be one of {', '.join(SUFFIXES)}, not {suffix[:20]!r}")
         wish = parse_job(body)
-        body = {**body, "seed": fresh_seed() if wish.speech.seed is None else wish.speech.seed}
-        body.pop("input", None)
+        body = {name: value for name, value in body.items() if value is not None and name != "input"}
+        body["seed"] = fresh_seed() if wish.speech.seed is None else wish.speech.seed
         job = Job(secrets.token_hex(8), owner, json.dumps(body), f"text{suffix}", now(), 0)
         place = self.store.place(job.id)
         place.mkdir(mode=0o700)

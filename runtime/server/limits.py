@@ -65,9 +65,9 @@ class Keys:
             parts = line.partition("#")[0].split()
             if not parts:
                 continue
-            if len(parts) != 2 or parts[0] in keys or len(parts[1]) < 16:
+            if len(parts) != 2 or parts[0] in keys or len(parts[1]) < 16 or not parts[1].isascii():
                 raise SettingsError(
-                    f"line {number} of {path} must have a name of its own and a key of 16 characters or more"
+                    f"line {number} of {path} must have a name of its own and a key of 16 or more letters, digits and signs of ASCII"
                 )
             keys[parts[0]] = parts[1]
         if not keys:

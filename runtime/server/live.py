@@ -25,6 +25,7 @@ from .service import Service, Speech
 from .sound import facts, in_thread
 
 IDLE_SECONDS = 300.0  #: in which the client must say something while nothing is spoken
+KEY_SECONDS = 10.0  #: in which it must say its key
 MOST_MESSAGE = 1 << 20  #: characters
 POLICY = 1008  #: WebSocket's code for a message that is against the rules
 
@@ -37,11 +38,12 @@ async def live(socket: WebSocket) -> None:
     spoken = False
     try:
         while True:
-            start = await _message(socket)
+            start = await _message(socket, KEY_SECONDS if state["who"] is None else IDLE_SECONDS)
             if spoken and start.get("type") in ("text", "end", "cancel"):
                 continue  # it was on its way when what it is about had ended
+            key = start.pop("key", "")  # said again with each start, or not
             if state["who"] is None:
-                state["who"] = known(socket.app.state.keys, str(start.pop("key", "")))
+                state["who"] = known(socket.app.state.keys, str(key))
             if start.pop("type", None) != "start":
                 raise InputError('nothing is spoken: begin with {"type": "start"}')
             spoken = True
@@ -51,7 +53,7 @@ async def live(socket: WebSocket) -> None:
     except TortoiseError as error:
         await _fail(socket, error)
     except asyncio.TimeoutError:
-        await _fail(socket, DeadlineExceeded(f"nothing was said for {IDLE_SECONDS:g} s"))
+        await _fail(socket, DeadlineExceeded("nothing was said for too long: connect again"))
 
 
 async def _fail(socket: WebSocket, error: BaseException) -> None:

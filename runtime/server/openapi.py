@@ -88,7 +88,10 @@ def document(service: Service, with_jobs: bool = False) -> Schema:
                     "operationId": "create_voice",
                     "summary": "Make a voice of clips: 3 to 5 of about 10 s, one speaker, no music.",
                     "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}},
-                    "responses": {"201": answer("The voice.", ref("Voice")), **failures(*wrong, 409, 507)},
+                    "responses": {
+                        "201": answer("The voice.", ref("Voice")),
+                        **failures(*wrong, 409, 429, 507),
+                    },
                 },
             },
             "/v1/audio/voices/{name}": {

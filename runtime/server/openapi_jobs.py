@@ -40,6 +40,15 @@ _JOB_BODY: Schema = {
     "additionalProperties": False,
     "properties": {name: nullable(schema) for name, schema in JOB.items()},
 }
+_EXAMPLES: Schema = {
+    "story": {
+        "value": {
+            "input": "Once upon a time there was a boat.\n\nIt went out, and it came back.",
+            "voice": "alto",
+            "subtitles": "srt",
+        }
+    }
+}
 JOB_PATHS: Schema = {
     "/v1/jobs": {
         "get": getting("jobs", "Your jobs, the latest first.", list_of("Job")),
@@ -49,13 +58,13 @@ JOB_PATHS: Schema = {
             "requestBody": {
                 "required": True,
                 "content": {
-                    "application/json": {"schema": _JOB_BODY},
+                    "application/json": {"schema": _JOB_BODY, "examples": _EXAMPLES},
                     "multipart/form-data": {"schema": _JOB_FORM},
                 },
             },
             "responses": {
                 "202": answer("It waits, or runs.", ref("Job")),
-                **failures(400, 401, 403, 408, 409, 413, 422, 501),
+                **failures(400, 401, 403, 408, 409, 413, 422, 429, 501),
             },
         },
     },

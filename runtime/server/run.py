@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import threading
 import time
 from types import FrameType
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import OutputError
 from .service import Service
@@ -17,6 +20,7 @@ from .service import Service
 log = logging.getLogger("tortoise_rt.server")
 FORCED_SECONDS = 5  #: that connections have to close in once nothing speaks any more
 KEEP_ALIVE_SECONDS = 30
+HEAD_SECONDS = 30.0  #: in which the head of a request must have come; up to twice that where the connection had one before
 MOST_CONNECTIONS = 512
 BACKLOG = 256
 SEND_BUFFER = (
@@ -37,12 +41,38 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
+class Connection(H11Protocol):
+    """HTTP/1.1. Who sends no whole head of a request in time is left, or such clients would take all the places there are."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._look_again(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _look_again(self, seen: object) -> None:
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._look, seen)
+
+    def _look(self, seen: object) -> None:
+        """``seen``: the request before the head that was waited for at the last look, None for none."""
+        if self.transport.get_protocol() is not self:
+            return  # a WebSocket by now
+        waits = self.conn.their_state is h11.IDLE
+        if waits and self.cycle is seen:
+            self.transport.close()
+        else:
+            self._look_again(self.cycle if waits else self)
+
+
 class Server(uvicorn.Server):
     """At the first signal it takes no new requests, and ends when nothing speaks any more; at the second it ends."""
 
     def __init__(self, app: ASGIApp, service: Service, drain_seconds: float) -> None:
         config = uvicorn.Config(
             app,
+            http=Connection,
             log_config=None,
             access_log=False,
             server_header=False,

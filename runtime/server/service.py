@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,7 @@ PER_REQUEST = 3  #: requests to the scheduler that one for speech has at a time,
 PER_SOUND = 2.0  #: seconds longer that a request may take for each of sound that was given
 LOOK = 0.1  #: seconds between two looks for requests whose time is over
 SPARE = 64  #: more of them: those of jobs
+UPLOADS, UPLOADS_EACH = 8, 4  #: bodies with files that are taken at a time, of all callers and of one
 
 
 class Service:
@@ -52,6 +54,7 @@ class Service:
         self.engine, self.tokenizer, self.voice_dirs = engine, tokenizer, voice_dirs
         self.limits = limits or Limits()
         self.gate = Gate(self.limits)
+        self.uploads = Gate(replace(self.limits, queue=UPLOADS, each=UPLOADS_EACH))
         queue = PER_REQUEST * self.limits.queue + SPARE  # a text once begun is never cut off by a full queue
         self.scheduler = scheduler or Scheduler(engine, tokenizer, rows=rows, queue=queue, strict=strict)
         self.metrics = Metrics(self.scheduler, lambda: self.gate.inside)
@@ -203,6 +206,7 @@ class Speech:
             chunks=wish.chunks,
             pause=wish.pause,
             split=wish.split,
+            heard=wish.stream or wish.sse,
         )
         if self._given_up is not None:  # looked at after the reader is there to be cancelled
             raise self._given_up

@@ -25,6 +25,7 @@ from .encoding import FORMATS, Encoder, encode
 from .service import Service, Speech
 
 log = logging.getLogger("tortoise_rt.server")
+LAST_SECONDS = 1.0  #: in which what is there when the time is over must be taken
 
 
 async def in_thread(
@@ -122,10 +123,10 @@ class SoundResponse(Response):
             await send({"type": "http.response.start", "status": 200, "headers": raw})
             event = _event if speech.wish.sse else bytes
             try:
-                await _body(send, event(first[0]) if first[0] else b"")
+                await _body(speech, send, event(first[0]) if first[0] else b"")
                 async for data, _ in pieces:
                     if data:
-                        await _body(send, event(data))
+                        await _body(speech, send, event(data))
             except (OSError, asyncio.CancelledError):
                 raise
             except Exception as error:
@@ -133,16 +134,22 @@ class SoundResponse(Response):
                     log.warning("a request failed while it was heard: %s", error)
                 if not speech.wish.sse:
                     return  # without an end, so that the client knows
-                await _body(send, _json_event({"type": "error", "error": error_object(error)}))
+                await _body(speech, send, _json_event({"type": "error", "error": error_object(error)}))
             else:
                 if speech.wish.sse:
-                    await _body(send, _json_event(_done(speech)))
+                    await _body(speech, send, _json_event(_done(speech)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _body(send: Send, data: bytes) -> None:
-    if data:
-        await send({"type": "http.response.body", "body": data, "more_body": True})
+async def _body(speech: Speech, send: Send, data: bytes) -> None:
+    """Send a part of the answer, if its client takes it within the request's time."""
+    if not data:
+        return
+    left = max(0.0, speech.limit - speech.seconds) + LAST_SECONDS
+    try:
+        await asyncio.wait_for(send({"type": "http.response.body", "body": data, "more_body": True}), left)
+    except asyncio.TimeoutError:
+        raise ConnectionAbortedError("the client takes nothing, and its time is over") from None
 
 
 def _headers(speech: Speech) -> dict[str, str]:

@@ -57,7 +57,7 @@ def create(name: str, files: Sequence[UploadFile]) -> dict[str, Any]:
         except InputError as error:
             message = str(error)
             for path, called in paths.items():  # the caller knows nothing of this machine's files
-                message = message.replace(str(path), repr(called[:80]))
+                message = message.replace(repr(str(path)), str(path)).replace(str(path), repr(called[:80]))
             raise type(error)(message.replace(folder, "the files")) from None
         except TortoiseError as error:
             log.error("a voice could not be kept", exc_info=error)

@@ -36,6 +36,7 @@ from .service import Service, Speech
 from .sound import facts, in_thread
 
 log = logging.getLogger("tortoise_rt.server")
+MOST_CONNECTIONS = 64
 MOST_EVENT = 1 << 20  #: bytes of an event
 IDLE_SECONDS = 600.0  #: in which a client must say something
 STALL_SECONDS = 60.0  #: in which it must take what is sent
@@ -53,6 +54,9 @@ async def serve_wyoming(
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if len(open_now) >= MOST_CONNECTIONS:
+            writer.close()
+            return
         open_now.add(task)
         try:
             await _Connection(service, threads, reader, writer).run()
@@ -114,12 +118,11 @@ class _Connection:
                 try:
                     await self._answer(event)
                 except (InputError, KeyError, TypeError, AttributeError) as error:
-                    wrong = (
-                        error
-                        if isinstance(error, InputError)
-                        else InputError(f"a {event.type} lacks {error}")
-                    )
-                    await self._fail(wrong)
+                    if isinstance(error, KeyError):
+                        error = InputError(f"a {event.type} lacks {error}")
+                    elif not isinstance(error, InputError):
+                        error = InputError(f"the data of this {event.type} are not as Wyoming has them")
+                    await self._fail(error)
                     break
         except (OSError, asyncio.TimeoutError):
             pass
