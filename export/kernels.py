@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from tortoise_rt.errors import EngineError
 from tortoise_rt.kernels.ahead import Carried, carried
 from tortoise_rt.spec import Dims
 
+log = logging.getLogger("tortoise_rt")
 CAPABILITIES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
 
@@ -27,9 +29,16 @@ def compile_kernels(
 ) -> dict[str, Any]:
     """Compile the kernels of a model into ``folder``; -> what the manifest says of them.
 
-    For each of the ``capabilities`` (those of CAPABILITIES, if none are named) what runs there best.
+    For each of the ``capabilities`` (those of CAPABILITIES, if none are named) what runs there best; nothing, with a
+    warning, where nothing would.
     """
-    wanted = {nearest(name, CAPABILITIES) for name in capabilities} - {None} or set(CAPABILITIES)
+    named = [*capabilities] or CAPABILITIES
+    wanted = {nearest(name, CAPABILITIES) for name in named} - {None}
+    if not wanted:
+        log.warning(
+            "no kernels are compiled for compute capability %s: the host takes part", ", ".join(named)
+        )
+        return {}
     said = {}
     for name, kernel in carried(dims).items():
         compiled = {}

@@ -143,7 +143,11 @@ class Reader:
         self.pace, self.complete = Pace(), True
         if self._voice is None:  # one for all sentences, whose seeds differ
             draw = partial(one_voice, voice=None, settings=self._settings, seed=self._seed)
-            self._voice = self._scheduler.call(draw).result()
+            drawing = self._scheduler.call(draw)
+            self._handles.append(drawing)
+            if self._cancelled.is_set():  # looked at after the handle is there to be cancelled
+                drawing.cancel()
+            self._voice = drawing.result()
         whole = sentences_said(text, self._fits, self._settings.redaction, self._split)
         self._sentences = sentences = _Sentences(whole, live=not isinstance(text, str))
         if self._cancelled.is_set():
@@ -193,7 +197,8 @@ class Reader:
         if sentences.closed or said.handle.failed:
             return None
         following = sentences.next()
-        return self._begin(following, self._urgency if self.pace.sound else Priority.NORMAL, continues=True)
+        waits = self._scheduler.hastens and not self.pace.sound
+        return self._begin(following, Priority.NORMAL if waits else self._urgency, continues=True)
 
     def _hasten(self, following: Future[_Said | None]) -> None:
         said = _result(following)

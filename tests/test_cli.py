@@ -242,6 +242,7 @@ def test_commands_are_these() -> None:
         "replay",
         "say",
         "serve",
+        "triton",
         "verify",
         "voices",
     ]

@@ -16,7 +16,8 @@ from fake_gpu import FakeDevice
 
 from tortoise_rt.backends.cubins import load_kernels, nearest
 from tortoise_rt.bundle import Bundle
-from tortoise_rt.errors import BundleError, EngineError
+from tortoise_rt.errors import BundleError
+from tortoise_rt.kernels import ahead
 from tortoise_rt.kernels.ahead import carried
 
 DIMS = {"ar.mel_codes": 37, "ar.start_code": 35, "ar.stop_code": 36, "diffusion.dim": 8}
@@ -43,7 +44,7 @@ def carrying(folder: Path, **changes: Any) -> tuple[Bundle, FakeDevice]:
 def test_a_gpu_gets_the_nearest_that_it_can_run() -> None:
     """Machine code runs on later GPUs of its major version, but for what Triton compiles for one alone, from 9.0 on."""
     wanted = {
-        "7.5": None, "8.0": "8.0", "8.6": "8.6", "8.7": "8.6", "8.9": "8.9", "9.0": "9.0", "10.0": "10.0", "10.3": None,
+        "7.5": None, "8.0": "8.0", "8.6": "8.6", "8.7": None, "8.9": "8.9", "9.0": "9.0", "10.0": "10.0", "10.3": None,
         "12.0": "12.0", "12.1": None, "13.0": None,
     }  # fmt: skip
     assert {name: nearest(name, OFFERED) for name in wanted} == wanted
@@ -103,11 +104,26 @@ def test_what_cannot_be_is_refused(tmp_path: Path, made: Any) -> None:
         load_kernels(bundle, device)
 
 
-def test_a_file_that_is_none(tmp_path: Path) -> None:
+def test_what_the_driver_does_not_load_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bundle, device = carrying(tmp_path)
     (tmp_path / "gather.sm80.cubin").write_bytes(b"nothing")
-    with pytest.raises(EngineError, match="the GPU could not load a kernel: CUDA_ERROR_NO_BINARY_FOR_GPU"):
-        load_kernels(bundle, device)
+    with caplog.at_level(logging.WARNING):
+        assert load_kernels(bundle, device) == {}
+    assert "the GPU could not load a kernel: CUDA_ERROR_NO_BINARY_FOR_GPU" in caplog.messages[0]
+
+
+def test_kernels_of_another_source_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, device = carrying(tmp_path)
+    assert load_kernels(bundle, device)
+    monkeypatch.setattr(ahead, "_digest", lambda module: "another")
+    assert load_kernels(bundle, device) == {}
+
+
+def test_no_kernels_are_compiled_for_a_gpu_that_none_fit(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from tortoise_rt.export.kernels import compile_kernels
+
+    assert compile_kernels(DIMS, ["12.1"], tmp_path) == {} and not list(tmp_path.iterdir())
 
 
 PROGRAM = """

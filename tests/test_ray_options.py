@@ -41,6 +41,9 @@ def test_without_any_it_is_as_serve(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert (found.replicas, found.gpus, found.cpus, found.drain) == ((1, 1), 0.0, 1.0, 120.0)
     assert (found.engine.engine, found.engine.rows, found.engine.strict) == (None, 16, False)
     assert found.front.keys is None and found.front.limits.queue == 32
+    many = parse({"replicas": "1:8", "device": "cuda:0,cuda:1", "queue": 300})
+    assert many.engine.at_once == 32 and (many.front.limits.queue, many.front.limits.each) == (300, 512)
+    assert parse({"replicas": 1000}).front.limits.queue == 1024
     assert parse({"strict": False, "replicas": 3}).replicas == (3, 3)
     Path("keys").write_text(f"me {KEY}\n")
     monkeypatch.setenv("TORTOISE_RT_API_KEYS", "keys")

@@ -79,6 +79,30 @@ def test_a_client_that_does_not_read_stops_the_work_and_is_left(
         assert_sound(server.speak().content, alone())
 
 
+def test_whoever_takes_nothing_of_a_whole_answer_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tortoise_rt.server.run.HEAD_SECONDS", 0.3)
+    with serving() as server, socket.socket() as deaf:
+        body = json.dumps({"input": LONG, "stream": False, "response_format": "wav", **ONE})
+        head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", server.port))
+        deaf.sendall((head + body).encode())
+        until = time.monotonic() + 30
+        waiting = lambda: [  # noqa: E731
+            found
+            for found in server.server.server_state.connections
+            if found.transport.get_write_buffer_size()
+        ]
+        while not waiting():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        server.settled()  # all of it was made
+        until = time.monotonic() + 3
+        while waiting():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
 @pytest.mark.parametrize(("stream", "priority"), [(True, Priority.STREAM), (False, Priority.NORMAL)])
 def test_who_waits_for_all_of_it_comes_behind_who_listens(stream: bool, priority: Priority) -> None:
     engine, seen = Slow(), set[int]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 from collections.abc import Iterator
@@ -9,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scheduling import TOKENIZER
 from serving import ONE, SHORT, Running, error, serving
 
 from tortoise_rt import config
+from tortoise_rt.backends.fake import FakeEngine
+from tortoise_rt.server.app import make_app
 from tortoise_rt.server.limits import Keys
+from tortoise_rt.server.service import Service
+from tortoise_rt.text import Tokenizer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -190,3 +196,34 @@ def test_limits_of_each_caller() -> None:
         answer = server.http.post("/v1/audio/speech", json=body, headers=anna)
         assert statuses == [200, 200, 429] and 55 <= int(answer.headers["retry-after"]) <= 60
         assert server.http.post("/v1/audio/speech", json=body, headers=ben).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("client", "status"),
+    [
+        (("127.0.0.1", 5), 200),
+        (("::1", 5), 200),
+        (("10.1.2.3", 5), 403),
+        (("localhost.example", 5), 403),
+        (None, 403),
+    ],
+)
+def test_a_server_for_its_own_machine_believes_no_header(client: tuple[str, int] | None, status: int) -> None:
+    app = make_app(Service(FakeEngine(), Tokenizer(TOKENIZER)), hosts={"localhost"}, local=True)
+    answers: list[Any] = []
+
+    async def ask() -> None:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            answers.append(message)
+
+        scope = {
+            "type": "http", "method": "GET", "path": "/healthz", "raw_path": b"/healthz", "query_string": b"", "root_path": "",
+            "headers": [(b"host", b"localhost:8000")], "client": client, "server": ("10.1.2.3", 8000), "scheme": "http",
+        }  # fmt: skip
+        await app(scope, receive, send)
+
+    asyncio.run(ask())
+    assert answers[0]["status"] == status

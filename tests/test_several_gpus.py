@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from tortoise_rt.backends.device import Device
 from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.backends.group import EngineGroup
 from tortoise_rt.engine import Array, EngineInfo, KVCache
-from tortoise_rt.errors import EngineError
+from tortoise_rt.errors import EngineError, QueueFull
 from tortoise_rt.scheduler import Scheduler
 
 
@@ -84,6 +85,21 @@ def test_a_request_goes_to_the_engine_with_the_least_work() -> None:
         assert large.result(WAIT).codes.shape[0] == 5
 
 
+def test_a_queue_is_full_only_where_no_engine_has_room() -> None:
+    both = group()
+    for engine in both.members:
+        engine.may_go.clear()  # type: ignore[attr-defined]
+    with scheduler(both, queue=3) as made:
+        submit(made, num_autoregressive_samples=9)
+        for seed in range(5):
+            submit(made, seed=seed, num_autoregressive_samples=1)
+        assert [len(lane.policy) for lane in made.lanes] == [3, 3]  # though the second has less to do
+        with pytest.raises(QueueFull):
+            submit(made, seed=6)
+        for engine in both.members:
+            engine.may_go.set()  # type: ignore[attr-defined]
+
+
 def until_idle(made: Scheduler, lane: int) -> None:
     for _ in range(1000):
         if not made.lanes[lane].work:
@@ -118,7 +134,8 @@ def test_a_service_counts_all_of_them() -> None:
     assert {"tortoise_rt_rows 10.0", "tortoise_rt_rows_used 0.0", "tortoise_rt_calls_in_flight 0.0"} <= {
         *said
     }
-    assert f"tortoise_rt_codes_total {drawn:.1f}" in said and drawn > 40
+    counted = [line for line in said if line.startswith("tortoise_rt_codes_total{")]
+    assert len(counted) == 2 and sum(float(line.split()[-1]) for line in counted) == drawn > 40
 
 
 def test_one_engine_that_fails_fails_its_own_requests_alone() -> None:
@@ -133,6 +150,13 @@ def test_one_engine_that_fails_fails_its_own_requests_alone() -> None:
         with pytest.raises(EngineError, match="fell off the bus"):
             handles[0].result(WAIT)
         np.testing.assert_array_equal(handles[1].result(WAIT).codes, alone(FakeEngine(), seed=2).codes)
+        for seed in (3, 4):  # the one that failed is idle now, and comes last all the same
+            np.testing.assert_array_equal(
+                submit(made, seed=seed).result(WAIT).codes, alone(FakeEngine(), seed=seed).codes
+            )
+        made.lanes[1].loop.failed = time.monotonic()  # where all have failed none is better
+        with pytest.raises(EngineError, match="fell off the bus"):
+            submit(made, seed=5).result(WAIT)
 
 
 # --- names of devices ---

@@ -233,7 +233,9 @@ def exported(checkpoints: Path, target: str, module: str, precision: str) -> Ite
 
             own = Device().compute_capability
             names = capability_names(importlib.import_module(module))
-            arguments = {"compute_capabilities": [own]} if own in names else {}
+            if own not in names:
+                raise _Skip(f"{module} does not build for compute capability {own}")
+            arguments = {"compute_capabilities": [own]}
         export_bundle(
             checkpoints, Path(folder) / "bundle", target=target, precision=precision, check=False, **arguments
         )

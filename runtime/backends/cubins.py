@@ -9,7 +9,7 @@ from ctypes import c_int32, c_uint64
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BundleError
+from ..errors import BundleError, EngineError
 from ..kernels.ahead import Carried, carried
 from .device import CType, Device, Kernel
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WARP = 32  #: threads
 EXACT = 9  #: from this major version on, Triton compiles for one compute capability alone ("sm_90a")
+ALONE = ("8.7",)  #: of Tegra, which does not run what is made for others
 MOST_SHARED = 227 << 10  #: bytes of memory that threads of a block share, of any GPU so far
 
 MOST_SPARE = 4  #: pointers that Triton adds to a kernel's arguments, to memory that these do not use
@@ -27,7 +28,7 @@ log = logging.getLogger("tortoise_rt")
 
 
 def load_kernels(bundle: Bundle, device: Device) -> dict[str, Kernel]:
-    """The kernels of a bundle for this GPU by name; none, with a warning, where it carries none that can run here.
+    """The kernels of a bundle for this GPU by name; none, with a warning, where it carries none that run here.
 
     Raises BundleError for a bundle that says of them what cannot be.
     """
@@ -40,14 +41,23 @@ def load_kernels(bundle: Bundle, device: Device) -> dict[str, Kernel]:
             bundle.folder, device.name, device.compute_capability,
         )  # fmt: skip
         return {}
-    return {name: _load(bundle, device, kernel, made[name]) for name, kernel in wanted.items()}
+    try:
+        return {name: _load(bundle, device, kernel, made[name]) for name, kernel in wanted.items()}
+    except EngineError as error:
+        log.warning(
+            "the kernels of %s do not load here (%s): the host takes part in every code and every diffusion step. "
+            "A newer driver may know them",
+            bundle.folder, error,
+        )  # fmt: skip
+        return {}
 
 
 def nearest(capability: str, offered: Iterable[str]) -> str | None:
     """Of the compute capabilities that something was compiled for, the one that a GPU of ``capability`` runs best."""
     major, minor = map(int, capability.split("."))
     known = [tuple(map(int, name.split("."))) for name in offered]
-    able = [(m, n) for m, n in known if m == major and (n == minor or (n < minor and m < EXACT))]
+    later = major < EXACT and capability not in ALONE
+    able = [(m, n) for m, n in known if m == major and (n == minor or (n < minor and later))]
     return "{}.{}".format(*max(able)) if able else None
 
 

@@ -21,6 +21,10 @@ class EngineGroup(ProxyEngine):
         devices = [engine.info.device for engine in engines]
         if len(set(devices)) < len(devices):
             raise EngineError(f"devices {', '.join(devices)}: name each once")
+        if len({device.partition(":")[0] for device in devices}) > 1:
+            raise EngineError(
+                f"devices {', '.join(devices)}: several must be of one kind, or one seed is several clips"
+            )
         self.info = replace(self.engine.info, device=",".join(devices))
 
     @property

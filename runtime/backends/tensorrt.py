@@ -96,6 +96,7 @@ class TensorRTEngine(Engine):
 
     def release(self, graph: str) -> None:
         with self._lock:
+            self._device.use()
             self._plans.release(graph)
 
     def position_bytes(self) -> int:

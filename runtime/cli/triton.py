@@ -37,7 +37,7 @@ def triton(output: Path, name: str, engine: Path | None, gpu: bool, rows: int, s
     tritonserver --model-repository models
 
     A text comes in, with a voice, a seed and settings if there are any, and pieces of sound come out as they are made. The server's
-    Python must have tortoise-rt[cpu,serve]. No Triton server has run it yet: what it computes was tested with a stand-in.
+    Python must have tortoise-rt[cpu,serve], for GPUs [gpu,serve]. No Triton server has run it yet: what it computes was tested with a stand-in.
     """
     from ..serving.triton import write_repository
 

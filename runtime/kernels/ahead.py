@@ -6,8 +6,10 @@ What a kernel is compiled from, and what it takes; beside that, in NumPy, what i
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,11 +48,18 @@ class Carried:
         """All of it, as JSON gives it back: what was compiled from something else is not used."""
         return {
             "module": self.module,
+            "source": _digest(self.module),
             "function": self.function,
             "arguments": [list(pair) for pair in self.arguments.items()],
             "constants": dict(self.constants),
             "warps": self.warps,
         }
+
+
+@functools.cache
+def _digest(module: str) -> str:
+    """SHA-256 of a module of this package."""
+    return hashlib.sha256(Path(__file__).with_name(f"{module}.py").read_bytes()).hexdigest()
 
 
 def carried(dims: Dims) -> Mapping[str, Carried]:

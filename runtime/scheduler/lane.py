@@ -18,9 +18,9 @@ from .rows import Rows
 from .turns import TurnEngine
 
 H = TypeVar("H", bound=Handle[Any])
-Work = Callable[
-    ["Lane", Job, Engine], Any
-]  #: what the thread of a request does, with what stands for the engine
+#: what the thread of a request does, with what stands for the engine
+Work = Callable[["Lane", Job, Engine], Any]
+SHUNNED = 30.0  #: seconds in which an engine that failed comes behind others
 
 
 class Lane:
@@ -56,6 +56,11 @@ class Lane:
         """Samples of the requests in flight."""
         with self.flight.lock:
             return sum(job.samples for job in self.flight.jobs.values())
+
+    @property
+    def shunned(self) -> bool:
+        """Whether the engine has just failed: it is idle then, and would draw all requests."""
+        return time.monotonic() - self.loop.failed < SHUNNED
 
     def start(
         self, number: int, samples: int, work: Work, priority: Priority, timeout: float | None,

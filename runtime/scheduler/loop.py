@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -51,6 +52,7 @@ class Loop:
         self._capacity, self._strict = capacity, strict
         self.rows: Rows | None = None  #: made when first needed
         self.thread: threading.Thread | None = None
+        self.failed = -math.inf  #: when the engine last failed
         self._process = os.getpid()
         _OPEN.add(self)
 
@@ -147,6 +149,10 @@ class Loop:
             self._flight.give_up(number, _of_one_request(error))
         self._end_given_up()
 
+    def _engine_failed(self, error: BaseException) -> None:
+        if isinstance(error, EngineError) or not isinstance(error, TortoiseError):
+            self.failed = time.monotonic()
+
     def _decode(self) -> None:
         """One step of all rows. A row whose sample is done is taken by another sample before the step."""
         if self.rows is None:
@@ -169,6 +175,7 @@ class Loop:
         try:
             self.rows.step(self._most_codes())
         except BaseException as error:
+            self._engine_failed(error)
             touched, self.rows = self.rows.samples, None  # what the pool holds now is not known
             self._fail([sample.request for sample in touched], error)
 
@@ -193,6 +200,7 @@ class Loop:
                 self._begin(job.number, sample, draw)
                 count += 1
             except BaseException as error:
+                self._engine_failed(error)
                 self._fail([job.number], error)
         with self._flight.lock:
             begun = [
@@ -252,6 +260,7 @@ class Loop:
         try:
             results = run_together(self._engine, turns)
         except BaseException as error:
+            self._engine_failed(error)
             self._fail([turn.request for turn in turns], error)
             return
         with self._flight.lock:

@@ -23,6 +23,7 @@ class AnyScheduler(Protocol):
 
     engine: Engine  #: what it is made of; its graphs are for ``call``
     tokenizer: Tokenizer | None
+    hastens: bool  #: whether ``prioritize`` does anything
 
     def submit(
         self,

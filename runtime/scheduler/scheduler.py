@@ -8,6 +8,7 @@ that queues what it is asked and waits (``flight.py``). The loop (``loop.py``) d
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import threading
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 from ..autoregressive import ROWS
 from ..config import Settings, check_number
 from ..engine import Engine
-from ..errors import RequestError
+from ..errors import QueueFull, RequestError
 from ..pipeline import Pipeline, Result
 from ..rng import Randomness
 from ..streaming import Chunks, Pace
@@ -41,13 +42,15 @@ class Scheduler:
     """Synthesis of many requests at once on an engine. Thread-safe.
 
     A request goes to the engine whose requests in flight have the fewest samples, where there are several (see
-    ``Engine.members``); what follows is of each.
+    ``Engine.members``), and to one that has failed in the last half minute only if all have; what follows is of each.
 
     ``rows``: samples that decode side by side; fewer where the keys and values of so many would not fit into
     ``kv_budget`` bytes (beside it are prompts, of few requests at a time, and a row whose latents are computed). They
     are kept for the next request. ``queue``: requests in flight at a time. ``strict``: nothing is joined and every
     step has the same shapes, for audio that is the same to the bit whatever else runs.
     """
+
+    hastens = True
 
     def __init__(
         self,
@@ -155,8 +158,13 @@ class Scheduler:
                 'here, or start processes by "spawn"'
             )
         with self._lock:
-            lane = min(self.lanes, key=lambda lane: lane.work)
-            return lane.start(next(self._numbers), samples, work, priority, timeout, make_handle, continues)
+            number = next(self._numbers)
+            first, *others = sorted(self.lanes, key=lambda lane: (lane.shunned, lane.work))
+            for lane in others:
+                with contextlib.suppress(QueueFull):
+                    return first.start(number, samples, work, priority, timeout, make_handle, continues)
+                first = lane
+            return first.start(number, samples, work, priority, timeout, make_handle, continues)
 
     def prioritize(self, handle: Handle[Any], priority: Priority) -> None:
         """A request in flight comes as ``priority`` says from now on; nothing happens when it has ended."""
@@ -165,6 +173,9 @@ class Scheduler:
 
     def close(self) -> None:
         """Give up what is in flight, and stop the loops. Then every handle has its result or its error."""
+        for lane in self.lanes:
+            with lane.flight.lock:
+                lane.flight.closed = True
         for lane in self.lanes:
             lane.loop.close()
 

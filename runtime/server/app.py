@@ -134,9 +134,10 @@ def make_app(
     *,
     origins: Collection[str] = (),
     hosts: Collection[str] | None = None,
+    local: bool = False,
 ) -> Starlette:
     """The ASGI application. ``origins``: of other sites whose pages may use it; ``hosts``: names that it may be called by;
-    ``wyoming``: a socket that listens, for Wyoming beside it.
+    ``local``: only from this machine, whatever it listens on; ``wyoming``: a socket that listens, for Wyoming beside it.
     """
     keys = keys or Keys({})
 
@@ -154,7 +155,9 @@ def make_app(
             await run_sync(jobs.close)
         await run_sync(service.close)
 
-    guards = [Middleware(Guard, service=service, keys=keys, origins=frozenset(origins), hosts=hosts)]
+    guards = [
+        Middleware(Guard, service=service, keys=keys, origins=frozenset(origins), hosts=hosts, local=local)
+    ]
     if origins:
         allowed = Middleware(
             CORSMiddleware,

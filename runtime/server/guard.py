@@ -29,7 +29,8 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Guard:
-    """An ASGI application before another. ``hosts``: names by which the server may be called, None for any."""
+    """An ASGI application before another. ``hosts``: names by which the server may be called, None for any; ``local``: only
+    from this machine."""
 
     def __init__(
         self,
@@ -38,9 +39,10 @@ class Guard:
         keys: Keys,
         origins: Collection[str],
         hosts: Collection[str] | None,
+        local: bool,
     ) -> None:
         self._app, self._service, self._keys = app, service, keys
-        self._origins, self._hosts = origins, hosts
+        self._origins, self._hosts, self._local = origins, hosts, local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -104,6 +106,11 @@ class Guard:
 
     def _admit(self, scope: Scope, headers: Headers) -> str | None:
         """-> who asks; None where that is still to be said. Raises Refused."""
+        client = scope.get("client")
+        if self._local and not (client and is_loopback(client[0])):
+            raise Refused(
+                "without keys this server is for its own machine alone: give it keys (--api-keys)", 403
+            )
         host = headers.get("host", "")
         if self._hosts is not None and _name(host) not in self._hosts:
             raise Refused(
@@ -115,7 +122,6 @@ class Guard:
             raise Refused(
                 f"pages of {origin[:80]!r} may not use this server: allow them (--allow-origin)", 403
             )
-        client = scope.get("client")
         if not self._keys or scope["path"] in OPEN:
             return client[0] if client else "local"
         kind, _, key = headers.get("authorization", "").partition(" ")

@@ -17,6 +17,7 @@ from ..config import check_number
 from ..errors import QueueFull, Refused, SettingsError
 
 MINUTE = 60.0
+MOST_QUEUED = 1024  #: the highest limit of requests in flight
 MOST_CALLERS = 10_000  #: whose last minute is remembered
 
 
@@ -32,8 +33,8 @@ class Limits:
     timeout: float = 600.0  #: seconds that a request may take, beside twice those of the sound it was given
 
     def __post_init__(self) -> None:
-        check_number("queue", self.queue, 1, 1024, integer=True)
-        check_number("per-key", self.each, 1, 1024, integer=True)
+        check_number("queue", self.queue, 1, MOST_QUEUED, integer=True)
+        check_number("per-key", self.each, 1, MOST_QUEUED, integer=True)
         check_number("per-minute", self.per_minute, 1, 10**6, integer=True)
         check_number("max-text", self.text, 1, 10**7, integer=True)
         check_number("max-upload", self.upload_bytes, 1, 1 << 40, integer=True)

@@ -61,14 +61,16 @@ class Metrics:
             return
         policies = [lane.policy for lane in self._scheduler.lanes]
         rows, free = sum(policy.rows for policy in policies), sum(policy.free for policy in policies)
-        pools = [lane.rows for lane in self._scheduler.lanes]
         yield GaugeMetricFamily(
             "tortoise_rt_calls_in_flight", "Sentences and other work begun.", sum(map(len, policies))
         )
         yield GaugeMetricFamily("tortoise_rt_rows", "Samples that can be drawn side by side.", rows)
         yield GaugeMetricFamily("tortoise_rt_rows_used", "Samples that are drawn.", rows - free)
-        codes = CounterMetricFamily("tortoise_rt_codes", "Codes drawn; its rate is codes per second.")
-        codes.add_metric([], sum(pool.used for pool in pools if pool))
+        codes = CounterMetricFamily(
+            "tortoise_rt_codes", "Codes drawn; its rate is codes per second.", labels=["engine"]
+        )
+        for number, lane in enumerate(self._scheduler.lanes):  # each begins at 0 when its engine has failed
+            codes.add_metric([str(number)], lane.rows.used if lane.rows else 0)
         yield codes
 
     def text(self) -> bytes:

@@ -42,10 +42,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Connection(H11Protocol):
-    """HTTP/1.1. Who sends no whole head of a request in time is left, or such clients would take all the places there are."""
+    """HTTP/1.1. Who sends no whole head of a request in time is left, and who takes nothing of an answer that is over: such
+    clients would take all the places there are."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._left = 0  # bytes that the client had not taken at the last look
         self._look_again(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -59,8 +61,14 @@ class Connection(H11Protocol):
         """``seen``: the request before the head that was waited for at the last look, None for none."""
         if self.transport.get_protocol() is not self:
             return  # a WebSocket by now
+        left = self.transport.get_write_buffer_size()
+        over = self.transport.is_closing() or self.cycle is None or self.cycle.response_complete
+        if over and 0 < left == self._left:
+            self.transport.abort()
+            return
+        self._left = left
         waits = self.conn.their_state is h11.IDLE
-        if waits and self.cycle is seen:
+        if waits and self.cycle is seen and not left:
             self.transport.close()
         else:
             self._look_again(self.cycle if waits else self)

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ..checking import retried
 from ..conditioning import one_voice
@@ -17,7 +18,6 @@ from ..config import Settings
 from ..defaults import DEFAULT_PRESET, default_voice, settings_for
 from ..engine import Engine
 from ..errors import Cancelled, DeadlineExceeded, Refused, TortoiseError
-from ..pipeline import Result
 from ..reading import Piece, Reader
 from ..rng import fresh_seed
 from ..scheduler import AnyScheduler, Handle, Scheduler
@@ -28,6 +28,7 @@ from .fields import QUICK, Wish
 from .limits import Gate, Limits
 from .metrics import Metrics
 
+T = TypeVar("T")
 log = logging.getLogger("tortoise_rt.server")
 WARM_UP = "Hello."
 PER_REQUEST = 3  #: requests to the scheduler that one for speech has at a time, at most
@@ -142,7 +143,7 @@ class Speech:
         self._service, self._text = service, text
         self._given_up: BaseException | None = None
         self._reader: Reader | None = None
-        self._handle: Handle[Result] | None = None
+        self._handle: Handle[Any] | None = None
 
     @property
     def seconds(self) -> float:
@@ -217,14 +218,16 @@ class Speech:
         """The text as one clip, drawn again while an aligner hears something else."""
         scheduler, text = self._service.scheduler, self._text
         assert isinstance(text, str)
-        one = scheduler.call(partial(one_voice, voice=voice, settings=settings, seed=self.seed)).result()
 
-        def say(seed: int) -> Result:
-            self._handle = scheduler.submit(text, one, settings, seed)
+        def done(handle: Handle[T]) -> T:
+            self._handle = handle
             if self._given_up is not None:  # looked at after the handle is there to be cancelled
-                self._handle.cancel()
-            return self._handle.result()
+                handle.cancel()
+            return handle.result()
 
-        result = retried(say, self.seed, settings.max_retries)
+        one = done(scheduler.call(partial(one_voice, voice=voice, settings=settings, seed=self.seed)))
+        result = retried(
+            lambda seed: done(scheduler.submit(text, one, settings, seed)), self.seed, settings.max_retries
+        )
         self.complete = result.complete and all(report.ok for report in result.reports)
         return Piece(result.wavs[0], 0, text, True)

@@ -1,8 +1,8 @@
 """A scheduler whose engines are in other processes: orders are sent there, and sent again when a process dies.
 
 As the same seed gives the same sound, an order may be carried out by another process, from its first code on; what
-was heard of it already is passed over. So whoever listens hears no seam (the last bit of a sample may differ, unless the
-engines' schedulers are strict).
+was heard of it already is passed over. So whoever listens hears no seam, to the bit where the engines' schedulers are strict;
+where they are not, what runs beside it may change the last bits of a sample, and, very rarely, a code and so the words.
 """
 
 from __future__ import annotations
@@ -157,6 +157,8 @@ class _Flight:
 class RemoteScheduler:
     """Passes requests on to processes with engines. Thread-safe."""
 
+    hastens = False
+
     def __init__(self, engine: Engine, tokenizer: Tokenizer | None, send: Callable[[Order], Answer]) -> None:
         """``engine``: what they are made of. ``send``: hands an order to one of them, whichever is best."""
         self.engine, self.tokenizer = engine, tokenizer
@@ -199,9 +201,14 @@ class RemoteScheduler:
             number = next(self._numbers)
             handle = make_handle(number, flight.cancel)
             self._flights[number] = flight, handle
-        threading.Thread(
-            target=self._follow, args=(flight, handle), name=f"order {number}", daemon=True
-        ).start()
+        try:
+            threading.Thread(
+                target=self._follow, args=(flight, handle), name=f"order {number}", daemon=True
+            ).start()
+        except BaseException:  # no more threads, or an interrupt
+            with self._lock:
+                del self._flights[number]
+            raise
         return handle
 
     def _follow(self, flight: _Flight, handle: Handle[Any]) -> None:
@@ -246,6 +253,7 @@ class RemoteScheduler:
                         heard = passed
                         handle.put(fresh)  # type: ignore[attr-defined]  # sound comes of streams alone
             except Gone:
+                flight.answer.cancel()  # it may live and only be out of reach
                 if flight.cancelled.is_set():
                     raise
         raise RequestError(

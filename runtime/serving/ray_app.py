@@ -8,16 +8,27 @@ that is still being written. Replicas get one sentence at a time, with its voice
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import os
+import time
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
-from ..errors import EngineError, MissingDependency, TortoiseError
+from ..errors import EngineError, MissingDependency, Refused, TortoiseError
 
 try:
     from ray import serve
-    from ray.exceptions import ObjectLostError, RayActorError, RayError
+    from ray.exceptions import (
+        NodeDiedError,
+        ObjectLostError,
+        OutOfMemoryError,
+        RayActorError,
+        RayError,
+        WorkerCrashedError,
+    )
+    from ray.serve.exceptions import DeploymentUnavailableError
     from ray.serve.handle import DeploymentHandle
 except ImportError as error:
     raise MissingDependency(f"{error.name} is not installed: pip install 'tortoise-rt[serve,ray]'") from None
@@ -27,6 +38,7 @@ from starlette.types import ASGIApp
 
 from ..engine import EngineInfo
 from ..server.app import make_app
+from ..server.limits import MOST_QUEUED, Limits
 from ..server.logs import set_up_log
 from ..server.service import Service
 from ..text import Tokenizer
@@ -38,6 +50,11 @@ log = logging.getLogger("tortoise_rt.server")
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 MOST_CONNECTIONS = 1000  #: of the front
 SICK = 3  #: failures of an engine on end after which its replica is replaced
+ONE_FAILURE = (
+    1.0  #: seconds in which failures are one: a step that fails fails all requests that are decoded in it
+)
+DEAD = (RayActorError, ObjectLostError, OutOfMemoryError, NodeDiedError, WorkerCrashedError)
+RETRY = 10  #: seconds after which a caller may try again where no replica can be started
 
 
 class Speaker:
@@ -50,17 +67,22 @@ class Speaker:
             options.engine, options.checkpoints, options.backend, options.device, options.precision
         )
         tokenizer = choose_tokenizer(engine, options.tokenizer)
-        self._service = Service(engine, tokenizer, rows=options.rows, strict=options.strict)
+        limits = Limits(queue=min(MOST_QUEUED, options.at_once))  # the front's are the callers'
+        self._service = Service(engine, tokenizer, limits, rows=options.rows, strict=options.strict)
         self._service.warm_up()
+        self._options = options
         self._failures = 0  #: since the engine last did what it was asked
+        self._failed = -math.inf  #: when the last was counted
 
-    async def describe(self) -> tuple[EngineInfo, Tokenizer | None]:
-        return self._service.engine.info, self._service.tokenizer
+    async def describe(self) -> tuple[EngineOptions, EngineInfo, Tokenizer | None]:
+        return self._options, self._service.engine.info, self._service.tokenizer
 
     async def say(self, order: Order) -> AsyncGenerator[Message, None]:
         async for message in carry_out(self._service.scheduler, order):
             if isinstance(message, Failed):
-                self._failures += _engine_failed(message)
+                if _engine_failed(message) and time.monotonic() - self._failed > ONE_FAILURE:
+                    self._failures += 1
+                    self._failed = time.monotonic()
             elif isinstance(message, Done):
                 self._failures = 0
             yield message
@@ -87,8 +109,10 @@ class _Answer:
     def __iter__(self) -> Iterator[Message]:
         try:
             yield from self._messages
-        except (RayActorError, ObjectLostError) as error:
+        except DEAD as error:
             raise Gone from error
+        except DeploymentUnavailableError as error:
+            raise Refused("no engine is there", 503, retry_after=RETRY) from error
         except RayError as error:
             raise EngineError(f"Ray could not carry a request out ({type(error).__name__})") from error
 
@@ -96,12 +120,16 @@ class _Answer:
 class Front:
     """All that callers see, without an engine."""
 
-    def __init__(self, speakers: DeploymentHandle, options: FrontOptions) -> None:
-        self._speakers, self._options = speakers, options
+    def __init__(self, speakers: DeploymentHandle, engine: EngineOptions, options: FrontOptions) -> None:
+        self._speakers, self._engine, self._options = speakers, engine, options
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Called by Ray at the start. Waits until a replica tells what it is."""
-        info, tokenizer = await self._speakers.describe.remote()
+        """Called by Ray at the start. Waits until a replica tells what it is, one with its options: older ones may be there."""
+        while True:
+            engine, info, tokenizer = await self._speakers.describe.remote()
+            if engine == self._engine:
+                break
+            await asyncio.sleep(1)
         say = self._speakers.options(stream=True).say
         scheduler = RemoteScheduler(Described(info), tokenizer, lambda order: _Answer(say.remote(order)))
         limits, keys = self._options.limits, self._options.keys
@@ -115,7 +143,8 @@ class Front:
         service.ready = True  # replicas have said a word before they are given any
         set_up_log(quiet=False)
         # Without keys it is for this machine alone, whatever Ray's proxy listens on.
-        return make_app(service, keys, origins=self._options.origins, hosts=None if keys else LOOPBACK)
+        hosts = None if keys else LOOPBACK
+        return make_app(service, keys, origins=self._options.origins, hosts=hosts, local=not keys)
 
 
 def app(args: dict[str, Any]) -> serve.Application:
@@ -125,17 +154,19 @@ def app(args: dict[str, Any]) -> serve.Application:
     """
     options = parse(args)
     least, most = options.replicas
-    rows = options.engine.rows
+    at_once = options.engine.at_once
     how_many: dict[str, Any] = {"num_replicas": least}
     if most > least:
-        busy = max(1, rows // 2)  #: sentences at a replica, on average, beyond which there should be one more
+        busy = max(
+            1, at_once // 2
+        )  #: sentences at a replica, on average, beyond which there should be one more
         scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": busy}
         how_many = {"autoscaling_config": scaling}
     ends = {"graceful_shutdown_timeout_s": options.drain, "graceful_shutdown_wait_loop_s": 0.5}
     speaker = serve.deployment(
         Speaker,
         name="Speaker",
-        max_ongoing_requests=rows,  # more wait at the front, for whichever replica is free first
+        max_ongoing_requests=at_once,  # more wait at the front, for whichever replica is free first
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
         **how_many,
         **ends,
@@ -147,4 +178,5 @@ def app(args: dict[str, Any]) -> serve.Application:
         ray_actor_options={"num_cpus": 0},
         **ends,
     )
-    return front.bind(speaker.bind(options.engine, max(1, round(options.cpus))), options.front)
+    speakers = speaker.bind(options.engine, max(1, round(options.cpus)))
+    return front.bind(speakers, options.engine, options.front)

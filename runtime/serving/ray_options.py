@@ -12,7 +12,7 @@ import click
 from ..cli import options, service_options
 from ..config import check_number
 from ..errors import SettingsError, suggest
-from ..server.limits import Keys, Limits
+from ..server.limits import MOST_QUEUED, Keys, Limits
 from ..voice import check_folders
 
 #: options of ``tortoise-rt serve`` that are not for Ray -> what is
@@ -24,6 +24,7 @@ ELSEWHERE: Mapping[str, str] = {
     "quiet": "Ray keeps the log: see its logging_config",
 }
 MOST_REPLICAS = 1000
+LIMITS = ("queue", "per_key", "per_minute", "max_text", "max_upload", "timeout")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class EngineOptions:
     tokenizer: Path | None
     rows: int
     strict: bool
+
+    @property
+    def at_once(self) -> int:
+        """Sentences that it can draw side by side, one sample of each."""
+        return self.rows * len(self.device.split(","))
 
 
 @dataclass(frozen=True)
@@ -84,21 +90,20 @@ def parse(given: Mapping[str, Any]) -> RayOptions:
     except click.UsageError as error:
         raise SettingsError(error.format_message()) from None
     found = dict(context.params)
-    drain = found.pop("drain")
-    names = ("queue", "per_key", "per_minute", "max_text", "max_upload", "timeout")
-    limits = service_options.limits_of(**{name: found.pop(name) for name in names}, drain=drain)
-    service_options.check_origins(found["origins"])
-    front = FrontOptions(
-        limits,
-        service_options.keys_of(found.pop("api_keys")),
-        found.pop("origins"),
-        tuple(check_folders(found.pop("voice_dirs"))),
-    )
-    replicas, cpus, gpus = (found.pop(name) for name in ("replicas", "cpus", "gpus"))
-    check_number("cpus", cpus, 0, 1024)
-    check_number("gpus", gpus, 0, 1024)
+    drain, replicas = found.pop("drain"), _range(found.pop("replicas"))
+    cpus, gpus = (check_number(name, found.pop(name), 0, 1024) for name in ("cpus", "gpus"))
+    limiting = {name: found.pop(name) for name in LIMITS}
+    keys, origins = service_options.keys_of(found.pop("api_keys")), found.pop("origins")
+    service_options.check_origins(origins)
+    folders = tuple(check_folders(found.pop("voice_dirs")))
     check_number("rows", found["rows"], 1, 1024, integer=True)
-    return RayOptions(EngineOptions(**found), front, _range(replicas), cpus, gpus, drain)
+    engine = EngineOptions(**found)
+    at_most = min(MOST_QUEUED, max(Limits.queue, 2 * replicas[1] * engine.at_once))
+    for name in ("queue", "per_key"):  # so that one caller can have all replicas busy
+        if limiting[name] is None:
+            limiting[name] = at_most
+    limits = service_options.limits_of(**limiting, drain=drain)
+    return RayOptions(engine, FrontOptions(limits, keys, origins, folders), replicas, cpus, gpus, drain)
 
 
 def _arguments(given: Mapping[str, Any]) -> Iterator[str]:

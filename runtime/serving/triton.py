@@ -17,7 +17,7 @@ KIND_CPU, KIND_GPU = "KIND_CPU", "KIND_GPU"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 
 MODEL = '''\
-"""Speech by tortoise-rt, which must be installed where Triton's Python backend runs: pip install 'tortoise-rt[cpu,serve]'."""
+"""Speech by tortoise-rt, which must be installed where Triton's Python backend runs: pip install 'tortoise-rt[cpu,serve]', for GPUs [gpu,serve]."""
 
 from pathlib import Path
 
