@@ -346,6 +346,26 @@ class ProxyEngine(Engine):
     def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
         return self.engine._ar_step(cache, inputs)
 
+    def position_bytes(self) -> int:
+        """Bytes of one position of a row of a cache."""
+        return self.engine.position_bytes()
+
+    def _ar_draw(
+        self, cache: KVCache, inputs: dict[str, Array], drawings: Sequence[Drawing | None]
+    ) -> tuple[Array, Array]:
+        return self.engine._ar_draw(cache, inputs, drawings)
+
+    def _denoise(
+        self,
+        x: Array,
+        last: Array,
+        aligned: Array,
+        free: Array,
+        steps: Sequence[DenoisingStep],
+        noise: Callable[[int], Array],
+    ) -> tuple[Array, Array]:
+        return self.engine._denoise(x, last, aligned, free, steps, noise)
+
 
 def check_inputs(spec: GraphSpec, dims: Dims, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Contiguous arrays of the right names, dtypes and dimensions, or an EngineError that says what is wrong."""

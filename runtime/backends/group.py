@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from ..engine import Array, Engine, KVCache, ProxyEngine
+from ..engine import Engine, ProxyEngine
 from ..errors import EngineError
-from ..samplers import DenoisingStep
-from ..sampling import Drawing
 
 
 class EngineGroup(ProxyEngine):
@@ -34,23 +32,3 @@ class EngineGroup(ProxyEngine):
     def release(self, graph: str) -> None:
         for engine in self._members:
             engine.release(graph)
-
-    def position_bytes(self) -> int:
-        """Bytes of one position of a row of a cache."""
-        return self.engine.position_bytes()
-
-    def _ar_draw(
-        self, cache: KVCache, inputs: dict[str, Array], drawings: Sequence[Drawing | None]
-    ) -> tuple[Array, Array]:
-        return self.engine._ar_draw(cache, inputs, drawings)
-
-    def _denoise(
-        self,
-        x: Array,
-        last: Array,
-        aligned: Array,
-        free: Array,
-        steps: Sequence[DenoisingStep],
-        noise: Callable[[int], Array],
-    ) -> tuple[Array, Array]:
-        return self.engine._denoise(x, last, aligned, free, steps, noise)
