@@ -98,11 +98,13 @@ def serve(
     from ..server.guard import is_loopback
     from ..server.jobs import Jobs
     from ..server.logs import set_up_log
+    from ..server.memory import keep_memory_together
     from ..server.run import Server, listen
     from ..server.service import Service
     from ..tts import choose_engine, choose_tokenizer
     from ..voice import check_folders
 
+    keep_memory_together()
     limits = service_options.limits_of(queue, per_key, per_minute, max_text, max_upload, timeout, drain)
     keys = service_options.keys_of(api_keys)
     service_options.check_origins(origins)

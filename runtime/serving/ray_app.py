@@ -40,6 +40,7 @@ from ..engine import EngineInfo
 from ..server.app import make_app
 from ..server.limits import MOST_QUEUED, Limits
 from ..server.logs import set_up_log
+from ..server.memory import keep_memory_together
 from ..server.service import Service
 from ..text import Tokenizer
 from ..tts import choose_engine, choose_tokenizer
@@ -62,6 +63,7 @@ class Speaker:
 
     def __init__(self, options: EngineOptions, threads: int) -> None:
         set_up_log(quiet=True)
+        keep_memory_together()
         os.environ.setdefault("TORTOISE_RT_THREADS", str(threads))
         engine = choose_engine(
             options.engine, options.checkpoints, options.backend, options.device, options.precision
@@ -142,6 +144,7 @@ class Front:
         again.set_function(lambda: scheduler.sent_again)
         service.ready = True  # replicas have said a word before they are given any
         set_up_log(quiet=False)
+        keep_memory_together()
         # Without keys it is for this machine alone, whatever Ray's proxy listens on.
         hosts = None if keys else LOOPBACK
         return make_app(service, keys, origins=self._options.origins, hosts=hosts, local=not keys)
