@@ -130,6 +130,15 @@ def test_formats_hold_the_sound(server: Running, name: str, stream: bool) -> Non
         assert np.corrcoef(*spectra)[0, 1] > 0.95
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_can_be_read_by_those_who_ask_for_nothing_else(server: Running, name: str) -> None:
+    answer = server.speak(response_format=name)
+    assert ("content-length" in answer.headers) is (name == "flac")
+    if name != "pcm":
+        found, rate = soundfile.read(io.BytesIO(answer.content))
+        assert rate == SAMPLE_RATE and abs(len(found) - len(samples(alone()))) <= 3 * 1152
+
+
 @pytest.mark.parametrize("name", ["wav", "flac"])
 def test_whole_files_have_the_samples_of_pcm(name: str) -> None:
     wav = np.linspace(-1.1, 1.1, 30_001, dtype=np.float32)

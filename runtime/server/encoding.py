@@ -38,6 +38,9 @@ FORMATS: Mapping[str, Format] = {
     "pcm": Format(f"audio/pcm; rate={SAMPLE_RATE}; channels=1; bits=16"),
 }
 
+#: formats that programs refuse where the header does not say how long they are (libsndfile does)
+WHOLE = frozenset({"flac"})
+
 
 class _Growing(io.RawIOBase):
     """A file that libsndfile writes, and whose end is taken while it grows. What goes back to its head is lost."""

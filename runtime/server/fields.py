@@ -28,7 +28,7 @@ from ..rng import MAX_SEED
 from ..spec import TRAINED_STEPS
 from ..streaming import MOST_CODES, Chunks
 from ..tts import chunks_of
-from .encoding import FORMATS
+from .encoding import FORMATS, WHOLE
 
 QUICK, GOOD = "tortoise", "tortoise-hd"
 #: name of a model -> what it is; the other names are those that OpenAI's clients have ready
@@ -135,7 +135,10 @@ SPEECH: Mapping[str, Schema] = {
     "stream_format": choice(
         STREAM_FORMATS, "audio", "audio: the sound as it is made. sse: events with the sound in base64."
     ),
-    "stream": flag(True, "Off: answer when all is said, with its length, and a complete header."),
+    "stream": flag(
+        None,
+        "Off: answer when all is said, with its length, and a complete header. Left out: on, but for flac.",
+    ),
     "split": flag(True, "Off: the text is one clip, as tts() makes it, and not said sentence by sentence."),
     "speed": {**number(1, 1, 1, "Speech has the speed that the voice gives it: 1."), "enum": [1]},
     "instructions": {
@@ -230,7 +233,7 @@ def parse(body: Mapping[str, Any], fields: Mapping[str, Schema], most_text: int 
         settings,
         "" if most_text is None else _text(body.get("input"), most_text),
         stream_format == "sse",
-        check_flag("stream", given.get("stream", True)),
+        check_flag("stream", given.get("stream", most_text is None or chosen not in WHOLE)),
         check_flag("split", given.get("split", True)),
     )
     if settings.get("check") and wish.split:
