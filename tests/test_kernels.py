@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from on_device import DEVICE, TYPES, here, normal, there, torch
 
-torch = pytest.importorskip("torch", reason="needs PyTorch")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton", reason="needs Triton")
-if DEVICE == "cpu" and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-    pytest.skip("Triton 3.6's interpreter does not work with NumPy from 2.4 on", allow_module_level=True)
-
-from tortoise_rt.autoregressive import read_and_draw  # noqa: E402
-from tortoise_rt.backends import cuda_decode, cuda_diffusion  # noqa: E402
-from tortoise_rt.backends.torch import TorchEngine  # noqa: E402
-from tortoise_rt.config import SAMPLERS, ARSettings, DiffusionSettings  # noqa: E402
-from tortoise_rt.diffusion import make_schedule, plan  # noqa: E402
-from tortoise_rt.export.parity import random_inputs, relative_error  # noqa: E402
-from tortoise_rt.kernels import ahead  # noqa: E402
-from tortoise_rt.kernels import decode_attention as decode  # noqa: E402
-from tortoise_rt.kernels import denoising_update as updates  # noqa: E402
-from tortoise_rt.kernels import draw_codes as drawing  # noqa: E402
-from tortoise_rt.kernels import group_norm as norms  # noqa: E402
-from tortoise_rt.kernels import relative_attention as relative  # noqa: E402
-from tortoise_rt.kernels import rows_linear as linear  # noqa: E402
-from tortoise_rt.sampling import NOTHING, Drawing  # noqa: E402
-from tortoise_rt.spec import GRAPHS  # noqa: E402
-
-TINY = Path(__file__).parent / "data" / "tiny-a"
-TYPES = [(torch.float32, 1e-5), (torch.float16, 3e-3)]
-
-
-def normal(*shape: int) -> np.ndarray:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
-
-
-def there(array: np.ndarray, dtype: Any = None) -> Any:
-    """A copy on the device."""
-    return torch.from_numpy(array.copy()).to(DEVICE, dtype)
+from tortoise_rt.config import SAMPLERS, ARSettings, DiffusionSettings
+from tortoise_rt.diffusion import make_schedule, plan
+from tortoise_rt.export.parity import relative_error
+from tortoise_rt.kernels import ahead
+from tortoise_rt.kernels import decode_attention as decode
+from tortoise_rt.kernels import denoising_update as updates
+from tortoise_rt.kernels import draw_codes as drawing
+from tortoise_rt.kernels import group_norm as norms
+from tortoise_rt.kernels import location_variable as variable
+from tortoise_rt.kernels import relative_attention as relative
+from tortoise_rt.kernels import rows_linear as linear
+from tortoise_rt.sampling import NOTHING, Drawing
 
 
 @pytest.mark.parametrize(("dtype", "bound"), TYPES)
@@ -61,7 +37,7 @@ def test_rows_linear(
     of_norm = None if norm is None else tuple(there(part, dtype) for part in norm)
     linear.rows_linear(there(x), there(weight, dtype), there(bias, dtype), out, of_norm, **more)
     linear.rows_linear_ref(x, weight, bias, wanted, norm, **more)
-    assert relative_error(out.cpu().numpy(), wanted) < bound
+    assert relative_error(here(out), wanted) < bound
 
 
 def test_a_norm_over_too_much_is_refused() -> None:
@@ -78,7 +54,7 @@ def test_decode_attention(rows: int, heads: int, width: int, capacity: int, dtyp
     cache, qkv = there(normal(2, 2, rows, heads, capacity, width), dtype), normal(rows, 3 * heads * width)
     lengths = np.random.default_rng(0).integers(0, capacity, rows)
     lengths[0], lengths[-1] = capacity - 1, -1 if rows > 1 else 0
-    held = cache[1].float().cpu().numpy()
+    held = here(cache[1])
     for row, length in enumerate(lengths):
         cache[:, :, row, :, max(length, 0) :] = float("nan")  # never read
     wanted, out = np.full((rows, heads * width), 7.0, np.float32), torch.full((rows, heads * width), 7.0)
@@ -86,7 +62,7 @@ def test_decode_attention(rows: int, heads: int, width: int, capacity: int, dtyp
     state = torch.tensor(decode.cache_state(cache, anchor), device=DEVICE)
     decode.decode_attention(there(qkv), state, there(lengths), 1, anchor, heads, out)
     decode.decode_attention_ref(qkv, held, lengths, wanted)
-    assert relative_error(out.cpu().numpy(), wanted) < bound
+    assert relative_error(here(out), wanted) < bound
     live = lengths.argmax()
     new = cache[1, :, live, :, lengths[live]].float().cpu().numpy()
     assert relative_error(new, held[:, live, :, lengths[live]]) < bound
@@ -110,7 +86,7 @@ def test_group_norm(
     given = None if by is None else there(by, dtype)
     norms.group_norm(there(x, dtype), there(gain, dtype), there(shift, dtype), groups, out, given, silu)
     norms.group_norm_ref(x, gain, shift, groups, wanted, by, silu)
-    assert relative_error(out.float().cpu().numpy(), wanted) < bound
+    assert relative_error(here(out), wanted) < bound
 
 
 @pytest.mark.parametrize(("dtype", "bound"), TYPES)
@@ -125,7 +101,32 @@ def test_relative_attention(
     out = torch.full(wanted.shape, float("nan"), dtype=dtype, device=DEVICE)
     relative.relative_attention(there(qkv, dtype), there(bias), out)
     relative.relative_attention_ref(qkv, bias, wanted)
-    assert relative_error(out.float().cpu().numpy(), wanted) < bound
+    assert relative_error(here(out), wanted) < bound
+
+
+@pytest.mark.parametrize(("dtype", "bound"), TYPES)
+@pytest.mark.parametrize("frames_first", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "channels", "frames", "hop"), [(1, 4, 3, 8), (2, 17, 5, 7), (1, 32, 1, 64), (1, 3, 2, 131)]
+)
+def test_location_variable(
+    rows: int, channels: int, frames: int, hop: int, frames_first: bool, dtype: Any, bound: float
+) -> None:
+    """Of kernels that lie as the module makes them, frame by frame apart, and each frame's side by side."""
+    x, h, shift = (
+        normal(rows, channels, frames * hop),
+        normal(rows, channels, frames * hop + 1)[..., 1:],
+        normal(channels),
+    )
+    kernels, biases = normal(rows, channels, 2 * channels, 3, frames), normal(rows, 2 * channels, frames)
+    kernels /= channels**0.5
+    laid = there(kernels, dtype)
+    if frames_first:
+        laid = laid.movedim(4, 1).contiguous().movedim(1, 4)
+    got = there(x, dtype)
+    variable.location_variable(got, there(h, dtype), there(shift, dtype), laid, there(biases, dtype))
+    variable.location_variable_ref(x, h, shift, kernels, biases)
+    assert relative_error(here(got), x) < bound
 
 
 SETTINGS = {
@@ -155,7 +156,7 @@ def draw_all(logits: np.ndarray, drawings: list[Drawing | None], start: int, sto
     scratch = few[:, 0].int(), few, few.int()
     for _ in range(2):
         drawing.draw_codes(there(logits), *given, scratch, start, stop)
-    return given[3].cpu().numpy(), given[2].cpu().numpy(), given[0].cpu().numpy()
+    return here(given[3]), here(given[2]), here(given[0])
 
 
 def first_steps(drawings: list[Drawing | None]) -> np.ndarray:
@@ -213,87 +214,4 @@ def test_denoising_update(rows: int, frames: int, sampler: str, dtype: Any) -> N
         updates.denoising_update(*got, there(out, dtype), there(noise), numbers)
         ahead.denoising_update_ref(x, last, out, noise, step)
         for mine, wanted in zip(got, (x, last), strict=True):
-            np.testing.assert_allclose(mine.cpu().numpy(), wanted, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.skipif(DEVICE == "cpu", reason="a minute in the interpreter; steps and draws are tested apart")
-@torch.inference_mode()
-def test_steps_that_draw_are_steps_and_draws() -> None:
-    """Three codes of two live rows, of different limits, and of one that is left alone."""
-    engine, rng = TorchEngine(TINY, DEVICE), np.random.default_rng(0)
-    dims = engine.dims
-    text, voice = np.repeat(rng.integers(0, 250, (1, 9)), 3, axis=0), normal(3, dims["ar.dim"])
-    cache, zeros = engine.new_cache(3, 40), np.zeros((3, 1), np.int64)
-    engine.ar_step(cache, zeros, zeros, voice, text)
-    host = engine.take_rows(cache, range(3))
-    uniforms = rng.random((3, 3))
-    seen = np.zeros((3, dims["ar.mel_codes"]), bool)
-    given = [
-        Drawing(seen[0], uniforms[0], ARSettings()),
-        None,
-        Drawing(seen[2], uniforms[2, :2], ARSettings(top_k=3)),
-    ]
-    cuda_decode.lay_out(engine.module("autoregressive"))
-    ends = dims["ar.start_code"], dims["ar.stop_code"]
-    step = cuda_decode.DrawingStep(engine.module("autoregressive"), 4, cache.state, *ends)
-    step.run()
-    step.write(cache, zeros + 5, zeros + 1, given)
-    for _ in range(3):
-        step.run()
-    engine.draws_ahead = 0
-    codes, positions = zeros + 5, zeros + 1
-    for i in range(3):
-        left = [d and Drawing(d.seen, d.uniforms[i:], d.settings) for d in given]
-        live = [d if d is not None and len(d.uniforms) else None for d in left]
-        drawn, latents = read_and_draw(engine, host, codes, positions + i, live)
-        np.testing.assert_array_equal(step.drawn[:3, i].cpu().numpy(), drawn[:, 0])
-        for row, d in enumerate(live):
-            if d is not None:
-                assert relative_error(step.latents[row, i].cpu().numpy(), latents[row, 0]) < 1e-5
-                seen[row, drawn[row, 0]] = True
-        codes = np.maximum(drawn, 0)
-
-
-@pytest.mark.parametrize("rows", [4, 32])
-@torch.inference_mode()
-def test_a_step_is_the_modules(rows: int) -> None:
-    """By the fused kernels and, for many rows, by the library; rows of the pool that are not live are left alone."""
-    engine, rng = TorchEngine(TINY, DEVICE), np.random.default_rng(0)
-    text, voice = rng.integers(0, 250, (3, 9)), normal(3, engine.dims["ar.dim"])
-    cache, start = engine.new_cache(3, 40), np.zeros((3, 1), np.int64)
-    engine.ar_step(cache, start, start, voice, text)
-    longer = engine.take_rows(cache, range(3))
-    engine.ar_step(longer, np.ones((3, 4), np.int64), np.ones((3, 4), np.int64))
-    engine.put_rows(cache, [1], longer, [1])
-    model, codes, positions = (
-        engine.module("autoregressive"),
-        rng.integers(0, 200, (3, 1)),
-        cache.lengths[:, None],
-    )
-    cuda_decode.lay_out(model)
-    step, other = cuda_decode.Step(model, rows, cache.state), engine.take_rows(cache, range(3))
-    step.run()
-    step.write(other, codes, positions)
-    step.run()
-    past = there(cache.lengths)
-    voices = torch.zeros((3, 0, engine.dims["ar.dim"]), device=DEVICE)
-    logits, latents = model.step(
-        cache.state, past, voices, there(text[:, :0]), there(codes), there(positions.copy())
-    )
-    wanted = torch.cat((logits, latents[:, 0]), dim=1).cpu().numpy()
-    assert relative_error(step.out[:3].cpu().numpy(), wanted) < 1e-5
-    assert relative_error(other.state.cpu().numpy(), cache.state.cpu().numpy()) < 1e-5
-
-
-@pytest.mark.parametrize("graph", ["diffusion_condition", "diffusion_denoise"])
-@torch.inference_mode()
-def test_channels_last_is_the_module(graph: str) -> None:
-    engine = TorchEngine(TINY, "cpu")
-    module = engine.module("diffusion")
-    inputs = random_inputs(
-        GRAPHS[graph], engine.dims, {"rows": 2, "frames": 41, "codes": 3}, np.random.default_rng(0)
-    )
-    wanted = engine.run(graph, **inputs)[0]
-    fast = cuda_diffusion.ChannelsLast(module.to(DEVICE))
-    got = getattr(fast, graph.removeprefix("diffusion_"))(*(there(array) for array in inputs.values()))
-    assert relative_error(got.cpu().numpy(), wanted) < 1e-5
+            np.testing.assert_allclose(here(mine), wanted, rtol=1e-5, atol=1e-5)

@@ -38,11 +38,16 @@ class _KernelPredictor(nn.Module):
         self.kernel_conv = nn.Conv1d(hidden, channels * 2 * channels * TAPS * layers, 3, padding=1)
         self.bias_conv = nn.Conv1d(hidden, 2 * channels * layers, 3, padding=1)
 
-    def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """-> kernels: (rows, layers, channels, 2 * channels, TAPS, frames); biases: (rows, layers, 2 * channels, frames)."""
+    def hidden(self, mel: Tensor) -> Tensor:
+        """-> (rows, hidden, frames)."""
         x = self.input_conv(mel)
         for block in self.residual_convs:
             x = x + block(x)
+        return x
+
+    def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """-> kernels: (rows, layers, channels, 2 * channels, TAPS, frames); biases: (rows, layers, 2 * channels, frames)."""
+        x = self.hidden(mel)
         kernels = self.kernel_conv(x).unflatten(1, (self.layers, self.channels, 2 * self.channels, TAPS))
         return kernels, self.bias_conv(x).unflatten(1, (self.layers, 2 * self.channels))
 

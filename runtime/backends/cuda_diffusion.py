@@ -32,7 +32,7 @@ class ChannelsLast:
                 self._biases[layer.attn] = _bias_table(layer.attn.relative_pos_embeddings)
             convolutions.append(getattr(layer, "resblk", layer).out_layers[3])
         for convolution in convolutions:
-            convolution.weight.data = convolution.weight.transpose(1, 2).contiguous().transpose(1, 2)
+            lay_out(convolution)
 
     def condition(self, aligned: Tensor, timestep: Tensor) -> Tensor:
         """As the module's: (rows, frames, dim), (rows,) -> (rows, frames, dim)."""
@@ -44,13 +44,12 @@ class ChannelsLast:
     def denoise(self, x: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:
         """As the module's: (rows, MELS, frames), (rows, frames, dim), (rows,) -> (rows, 2 * MELS, frames)."""
         model, time = self._model, self._model.embed_time(timestep)
-        padded = F.pad(x.transpose(1, 2), (0, 0, 1, 1))
-        taps = torch.cat((padded[:, :-2], padded[:, 1:-1], padded[:, 2:]), dim=2)
-        h = torch.cat((_product(model.inp_block, taps), condition), dim=2)
-        h = _product(model.integrating_conv, h)
+        taps = beside_neighbours(x.transpose(1, 2))
+        h = torch.cat((product(model.inp_block, taps), condition), dim=2)
+        h = product(model.integrating_conv, h)
         for layer in model.layers:
             h = self._layer(layer, h, time)
-        h = _product(model.out[2], _norm(model.out[0], h, taps=3, silu=True))
+        h = product(model.out[2], _norm(model.out[0], h, taps=3, silu=True))
         return h.transpose(1, 2).contiguous()
 
     def step(
@@ -67,15 +66,15 @@ class ChannelsLast:
         if not hasattr(layer, "attn"):
             return _residual(layer, x, time)
         x, block = _residual(layer.resblk, x, time), layer.attn
-        qkv, h = _product(block.qkv, _norm(block.norm, x)), torch.empty_like(x)
+        qkv, h = product(block.qkv, _norm(block.norm, x)), torch.empty_like(x)
         relative_attention(qkv, self._biases[block], h)
-        return x + _product(block.proj_out, h)
+        return x + product(block.proj_out, h)
 
 
 def _residual(block: Any, x: Tensor, time: Tensor) -> Tensor:
-    h = _product(block.in_layers[2], _norm(block.in_layers[0], x, silu=True))
+    h = product(block.in_layers[2], _norm(block.in_layers[0], x, silu=True))
     h = _norm(block.out_layers[0], h, block.emb_layers(time), taps=3, silu=True)
-    return x + _product(block.out_layers[3], h)
+    return x + product(block.out_layers[3], h)
 
 
 def _norm(
@@ -87,7 +86,18 @@ def _norm(
     return out
 
 
-def _product(convolution: Any, x: Tensor) -> Tensor:
+def lay_out(convolution: Any) -> None:
+    """Weights in the order of :func:`product`, which then copies none."""
+    convolution.weight.data = convolution.weight.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def beside_neighbours(x: Tensor) -> Tensor:
+    """(rows, frames, channels) -> (rows, frames, 3 * channels): the frame before, itself and the one behind; zeros beyond the ends."""
+    padded = F.pad(x, (0, 0, 1, 1))
+    return torch.cat((padded[:, :-2], padded[:, 1:-1], padded[:, 2:]), dim=2)
+
+
+def product(convolution: Any, x: Tensor) -> Tensor:
     """A convolution whose taps lie side by side: (rows, frames, taps * channels) -> (rows, frames, out)."""
     return F.linear(x, convolution.weight.transpose(1, 2).flatten(1), convolution.bias)
 
