@@ -1,4 +1,4 @@
-"""Parity and speed on a GPU; JSON lines out. Needs PyTorch and this package.
+"""Parity and speed on a GPU in less than nine minutes; JSON lines out. Needs PyTorch and this package.
 
     python benchmarks/gpu_suite.py [-o results.jsonl] [--size official|tiny] [--repeats 5] [--device cuda]
                                    [--precisions fp32,fp16,bf16] [--reference-source DIR]
@@ -9,58 +9,63 @@ With ``--lean``: what runs without PyTorch, which is here to make bundles and to
 onnxruntime-gpu), each as far as it is installed; ``--lean-speed`` times them as well. Else the PyTorch backend:
 
 Verifies first: every graph on the device in each precision against the module on the CPU, three times, so that replayed
-graphs are checked too, whole small runs, and what the device does by itself against the same with the host in between. Then times every stage of the model on random weights of the chosen size,
-whole sentences and streams, beside the machine's own ceilings and the reference's classes, measured in the same run. What cannot run is reported as
-a skip with its reason. Without a GPU it says so and exits with 0. ``--device cpu`` runs the same suite on the CPU.
+graphs are checked too, whole small runs, and what the device does by itself against the same with the host in between. Then
+times our kernels beside the library's form, every stage of the model on random weights of the chosen size, whole sentences and
+streams, beside the machine's own ceilings and the reference's classes, measured in the same run.
+
+Parts run in a process of their own: one that breaks or hangs does not take the others' results. What cannot run is a row that
+is a skip, with its reason, and what there was no time for one that says "not reached". Ends with 1 where something is wrong, 2
+where something was not reached, else 0: also without a GPU, where nothing is but a skip. ``--device cpu`` runs the same
+suite on the CPU, ``--parts`` some of it, without a bound on the time.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import importlib.util
+import itertools
 import json
+import os
 import platform
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from judge import gpu_parity, gpu_reference
+from judge import gpu_kernels, gpu_parity, gpu_reference
+from judge.gpu_parts import SECONDS, guarded, supervise
 from judge.gpu_speech import sentences, streams
+from judge.gpu_stages import Stages, ceilings, timed
 
 from tortoise_rt._version import __version__
 from tortoise_rt.backends.device import gpu_names
 from tortoise_rt.backends.torch import TorchEngine
-from tortoise_rt.config import ARSettings
-from tortoise_rt.engine import KVCache
 from tortoise_rt.export.random_checkpoint import write_checkpoints
 from tortoise_rt.machine import cpu_name
-from tortoise_rt.sampling import Drawing
-from tortoise_rt.vocoder import hifigan, noise_shape, univnet
 
 Row = dict[str, Any]
+Parts = dict[str, Callable[[], Iterator[Row]]]
 
 
-def environment(device: torch.device) -> Row:
+def environment(device: torch.device) -> Iterator[Row]:
     """What the figures were taken on."""
     cuda = device.type == "cuda"
-    return {
+    memory = torch.cuda.get_device_properties(device).total_memory if cuda else None
+    yield {
         "kind": "environment",
         "tortoise_rt": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
+        "gpus": gpu_names(),
         "device": torch.cuda.get_device_name(device) if cuda else cpu_name(),
         "capability": list(torch.cuda.get_device_capability(device)) if cuda else None,
-        "memory_gib": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
-        if cuda
-        else None,
+        "memory_gib": memory and round(memory / 2**30, 1),
         "triton": importlib.util.find_spec("triton") is not None and __import__("triton").__version__,
         "numpy": np.__version__,
         "threads": torch.get_num_threads(),
@@ -68,145 +73,54 @@ def environment(device: torch.device) -> Row:
     }
 
 
-def timed(work: Callable[[], object], device: torch.device, repeats: int) -> Row:
-    """Median, spread and count of ``work``'s seconds after three warm-ups: one to begin, one to record, one to replay."""
-
-    def once() -> float:
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    for _ in range(3):
-        once()
-    seconds = [once() for _ in range(repeats)]
-    return {
-        "median_s": statistics.median(seconds),
-        "min_s": min(seconds),
-        "max_s": max(seconds),
-        "repeats": repeats,
-    }
+def parity(device: str, precision: str) -> Iterator[Row]:
+    """Every graph, and what the device does by itself; in fp32 also whole runs."""
+    engine = TorchEngine(gpu_parity.TINY, device, precision)
+    yield from gpu_parity.graphs(engine)
+    yield from gpu_parity.loops(engine)
+    if precision == "fp32":
+        yield from gpu_parity.whole_runs(engine)
 
 
-def ceilings(device: torch.device, repeats: int) -> Iterator[Row]:
-    """The machine's own: matrix products and memory copy."""
-    size = 8192 if device.type == "cuda" else 1024
-    for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
-        a = torch.randn(size, size, device=device).to(dtype)
-        row = timed(lambda a=a: a @ a, device, repeats)
-        tflops = 2 * size**3 / row["median_s"] / 1e12
-        yield {"kind": "ceiling", "what": f"{name} matmul", "tflops": tflops, **row}
-    block = torch.empty((1 << 30 if device.type == "cuda" else 1 << 26) // 4, device=device)
-    copy = torch.empty_like(block)
-    row = timed(lambda: copy.copy_(block), device, repeats)
-    yield {"kind": "ceiling", "what": "copy", "gb_per_s": 2 * block.nbytes / row["median_s"] / 1e9, **row}
+@functools.cache
+def checkpoints(size: str) -> tempfile.TemporaryDirectory[str]:
+    """Random weights that never stop by themselves, for all that are timed."""
+    folder = tempfile.TemporaryDirectory()
+    write_checkpoints(Path(folder.name), size, stop_bias=-1000.0)
+    return folder
 
 
-class Stages:
-    """Times of each stage at usual sizes: 60 text ids, 200 codes (10 s of speech), 870 mel frames."""
-
-    context = 250  #: positions held by every row when one more code is decoded
-
-    def __init__(self, engine: TorchEngine, repeats: int) -> None:
-        self.engine, self.repeats = engine, repeats
-        self.precision = engine.info.precision["ar_step"]
-        self.cuda = engine.device.type == "cuda"
-        self.rng = np.random.default_rng(0)
-
-    def normal(self, *shape: int) -> np.ndarray:
-        return self.rng.standard_normal(shape).astype(np.float32)
-
-    def measure(self, stage: str, work: Callable[[], object], **facts: Any) -> Row:
-        """A row of times and peak memory, or of why there is none."""
-        row = {"kind": "stage", "stage": stage, "precision": self.precision, **facts}
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats(self.engine.device)
-        try:
-            row |= timed(work, self.engine.device, self.repeats)
-        except torch.OutOfMemoryError as error:
-            return row | {"skipped": f"out of memory: {str(error).splitlines()[0]}"}
-        if self.cuda:
-            row["peak_gib"] = round(torch.cuda.max_memory_allocated(self.engine.device) / 2**30, 2)
-        return row
-
-    def graph(self, stage: str, graph: str, **inputs: np.ndarray) -> Row:
-        return self.measure(stage, lambda: self.engine.run(graph, **inputs))
-
-    def autoregressive(self, rows: int) -> Iterator[Row]:
-        """A whole row at once, and one code behind ``context`` positions."""
-        engine, dims = self.engine, self.engine.dims
-        text = np.repeat(self.rng.integers(3, 250, (1, 63)), rows, axis=0)
-        voice = np.repeat(self.normal(1, dims["ar.dim"]), rows, axis=0)
-        count = self.context - 1 - text.shape[1]
-        codes = self.rng.integers(0, dims["ar.start_code"], (rows, count))
-        positions = np.broadcast_to(np.arange(count), codes.shape)
-
-        def fill() -> KVCache:
-            cache = engine.new_cache(rows, self.context + 8)
-            engine.ar_step(cache, codes, positions, voice, text)
-            return cache
-
-        yield self.measure("latents of a whole row", fill, rows=rows, positions=self.context)
-        cache = fill()
-
-        def step() -> None:
-            cache.lengths = np.full(rows, self.context)
-            engine.ar_step(cache, codes[:, :1], np.full((rows, 1), count))
-
-        row = self.measure("decode one code", step, rows=rows, context=self.context)
-        if "median_s" in row:
-            read = (
-                sum(p.nbytes for p in engine.module("autoregressive").gpt.parameters()) + cache.state.nbytes
-            )
-            row |= {"read_mb": read / 1e6, "gb_per_s": read / row["median_s"] / 1e9}
-            row["codes_per_s"] = rows / row["median_s"]
-        yield row
-        if ahead := engine.draws_ahead:
-            seen, uniforms = np.zeros(dims["ar.mel_codes"], bool), self.rng.random((rows, ahead))
-            drawings = [Drawing(seen, u, ARSettings()) for u in uniforms]
-
-            def draw() -> None:
-                cache.lengths = np.full(rows, self.context - ahead // 2)
-                engine.ar_draw(cache, codes[:, :1], np.full((rows, 1), count), drawings)
-
-            row = self.measure("decode and draw", draw, rows=rows, context=self.context, codes=ahead)
-            yield row | ({"code_s": row["median_s"] / ahead} if "median_s" in row else {})
-
-    def all(self) -> Iterator[Row]:
-        dims = self.engine.dims
-        yield self.graph("voice latent, 6 s", "ar_voice", mel=self.normal(1, 80, 517))
-        for rows in (1, 4, 16, 64):
-            yield from self.autoregressive(rows)
-        codes = self.rng.integers(0, dims["clvp.codes"], (16, 500))
-        yield self.graph("clvp, 16 rows of 500 codes", "clvp_speech", codes=codes)
-        x, condition = self.normal(2, 100, 870), self.normal(2, 870, dims["diffusion.dim"])
-        when = np.full(2, 1000, np.float32)
-        yield self.graph(
-            "timestep integrator, 2 rows of 870 frames",
-            "diffusion_condition",
-            aligned=condition,
-            timestep=when,
-        )
-        yield self.graph(
-            "denoise step, 2 rows of 870 frames", "diffusion_denoise", x=x, condition=condition, timestep=when
-        )
-        mel = self.normal(1, 100, 930)
-        noise = self.normal(*noise_shape(mel))
-        yield self.measure("univnet, 10 s", lambda: univnet(self.engine, mel, noise))
-        latents, voice = self.normal(1, 215, dims["ar.dim"]), self.normal(1, dims["ar.dim"])
-        yield self.measure("hifigan, 10 s", lambda: hifigan(self.engine, latents, voice))
-
-
-def speed(engine: TorchEngine, repeats: int) -> Iterator[Row]:
+def speed(device: str, precision: str, size: str, repeats: int) -> Iterator[Row]:
     """Stages, then whole sentences and streams."""
-    stages = Stages(engine, repeats)
-    yield from stages.all()
-    for row in (*sentences(engine), *streams(engine)):
-        yield {**row, "precision": stages.precision}
+    engine = TorchEngine(checkpoints(size).name, device, precision)
+    for row in itertools.chain(Stages(engine, repeats).all(), sentences(engine), streams(engine)):
+        yield {**row, "precision": precision, "size": size}
+    gc.collect()
 
 
-def main() -> int:
+def parts_of(arguments: argparse.Namespace) -> Parts:
+    """The suite: parity first."""
+    device, repeats, size = torch.device(arguments.device), arguments.repeats, arguments.size
+    parts: Parts = {"environment": lambda: environment(device)}
+    if arguments.lean:
+        from judge.gpu_lean import lean
+
+        return parts | lean(size, arguments.lean_speed)
+    precisions = arguments.precisions.split(",")
+    for precision in dict.fromkeys(("fp32", *precisions)):
+        parts[f"parity in {precision}"] = lambda p=precision: parity(arguments.device, p)
+    parts["kernels"] = lambda: gpu_kernels.kernels(device, size, repeats)
+    parts["ceilings"] = lambda: ceilings(device, repeats)
+    if arguments.reference_source is not None:
+        parts["reference"] = lambda: gpu_reference.stages(
+            arguments.reference_source, device, lambda work: timed(work, device, repeats)
+        )
+    for precision in precisions:
+        parts[f"speed in {precision}"] = lambda p=precision: speed(arguments.device, p, size, repeats)
+    return parts
+
+
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -225,55 +139,50 @@ def main() -> int:
     )
     parser.add_argument("--lean", action="store_true", help="check what runs without PyTorch, and that alone")
     parser.add_argument("--lean-speed", action="store_true", help="with --lean: time it as well")
-    arguments = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="that it may take")
+    parser.add_argument("--parts", nargs="+", metavar="NAME", help="these alone, in this process")
+    return parser.parse_args()
+
+
+def missing(arguments: argparse.Namespace) -> str | None:
+    """Why nothing can run here, if so."""
     if arguments.lean and not gpu_names():
-        print("skipped: there is no NVIDIA driver here, or it finds no GPU. See tortoise-rt doctor")
-        return 0
+        return "there is no NVIDIA driver here, or it finds no GPU. See tortoise-rt doctor"
+    if not arguments.lean and arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        return f"PyTorch {torch.__version__} finds no CUDA device here"
+    return None
+
+
+def main() -> int:
+    arguments = parsed()
     if arguments.lean and not torch.cuda.is_available():
         arguments.device = "cpu"  # PyTorch only makes bundles
-    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        print(f"skipped: PyTorch {torch.__version__} finds no CUDA device here")
-        return 0
-    device = torch.device(arguments.device)
-    failed = False
+    parts, rows = parts_of(arguments), list[Row]()
+    if unknown := {*(arguments.parts or ())} - {*parts}:
+        sys.exit(f"there is no part {min(unknown)!r}. Available: {', '.join(parts)}")
 
     def emit(row: Row) -> None:
-        nonlocal failed
-        failed |= row.get("ok") is False
+        rows.append(row)
         line = json.dumps(row)
         print(line, flush=True)
-        if arguments.output:
+        if arguments.output and not arguments.parts:
             with arguments.output.open("a") as file:
                 file.write(line + "\n")
 
-    emit(environment(device))
-    if arguments.lean:
-        from judge.gpu_lean import lean
-
-        for row in lean(arguments.size, arguments.lean_speed):
-            emit(row)
-        return 1 if failed else 0
-    precisions = arguments.precisions.split(",")
-    for precision in dict.fromkeys(("fp32", *precisions)):
-        engine = TorchEngine(gpu_parity.TINY, str(device), precision)
-        for row in (*gpu_parity.graphs(engine), *gpu_parity.loops(engine)):
-            emit(row)
-    exact = TorchEngine(gpu_parity.TINY, str(device))
-    for row in (*gpu_parity.whole_runs(exact), *ceilings(device, arguments.repeats)):
-        emit(row)
-    if arguments.reference_source is not None:
-        for row in gpu_reference.stages(
-            arguments.reference_source, device, lambda work: timed(work, device, arguments.repeats)
-        ):
-            emit(row)
-        gc.collect()
-    with tempfile.TemporaryDirectory() as folder:
-        write_checkpoints(Path(folder), arguments.size, stop_bias=-1000.0)
-        for precision in precisions:
-            for row in speed(TorchEngine(folder, str(device), precision), arguments.repeats):
-                emit({**row, "size": arguments.size})
-            gc.collect()
-    return 1 if failed else 0
+    if reason := missing(arguments):
+        emit({"kind": "skip", "what": "all", "reason": reason})
+    elif arguments.parts:
+        for name in arguments.parts:
+            for row in guarded(name, parts[name]):
+                emit(row)
+    else:
+        with tempfile.TemporaryDirectory() as folder:  # of a process that is ended, too
+            os.environ["TMPDIR"] = folder
+            command = [sys.executable, *sys.argv, "--parts"]
+            supervise(command, list(parts), emit, arguments.seconds)
+    if any(row.get("ok") is False for row in rows):
+        return 1
+    return 2 if any(row["kind"] == "not reached" for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,10 @@ TAPS = 3
 SLOPE = 0.2  #: of the leaky ReLU
 SAMPLES = 64  #: at most, of a frame, that are computed at a time
 LEAST = 16  #: of channels and of samples that are multiplied
-WARPS = 4
+SAMPLES_WARP = (
+    8  #: that a warp computes: with fewer warps the kernels of a frame do not fit into their registers
+)
+STAGES = 1  #: reading the next samples meanwhile would take 114 kB of shared memory, more than many GPUs have
 
 
 def location_variable_ref(
@@ -44,10 +47,11 @@ def location_variable(x: Any, h: Any, shift: Any, kernels: Any, biases: Any) -> 
     rows, channels, samples = x.shape
     frames = kernels.shape[-1]
     hop = samples // frames
+    tile = min(SAMPLES, max(LEAST, triton.next_power_of_2(hop)))
     _kernel[(frames, rows)](
         x, h, shift, kernels, biases, samples, *kernels.stride(), *biases.stride(),
-        HOP=hop, SAMPLES=min(SAMPLES, max(LEAST, triton.next_power_of_2(hop))), CHANNELS=channels,
-        BLOCK=max(LEAST, triton.next_power_of_2(channels)), SLOPE=SLOPE, num_warps=WARPS,
+        HOP=hop, SAMPLES=tile, CHANNELS=channels, BLOCK=max(LEAST, triton.next_power_of_2(channels)), SLOPE=SLOPE,
+        num_warps=tile // SAMPLES_WARP, num_stages=STAGES,
     )  # fmt: skip
 
 
