@@ -49,17 +49,20 @@ target = GPUTarget("cuda", capability, 32)
 for module in (decode_attention, draw_codes, rows_linear):
     early = capability >= 90
     module.early_start = lambda tensor: {"EARLY": early, **({"launch_pdl": True} if early else {})}
+for module in (relative_attention, rows_linear):
+    module.roomy = lambda tensor: capability in (80, 90, 100)
 vector = lambda *shape: torch.zeros(shape, dtype=half)
-for rows in (1, 16):
-    for size, norm in ((1024, True), (1024, False), (4096, False)):
-        x, weight, bias = torch.zeros(rows, size), vector(1024, size), vector(1024)
-        rows_linear.rows_linear(x, weight, bias, torch.zeros(rows, 1024), (vector(size),) * 2 if norm else None)
+for half in (torch.float32, torch.float16):
+    relative_attention.relative_attention(vector(2, 100, 3072), torch.zeros(16, 129), vector(2, 100, 1024))
+    rows_linear.rows_linear(torch.zeros(16, 4096), vector(1024, 4096), vector(1024), torch.zeros(16, 1024))
+for rows, size, norm in ((1, 1024, True), (1, 1024, False), (1, 4096, False), (16, 1024, True), (16, 1024, False)):
+    x, weight, bias = torch.zeros(rows, size), vector(1024, size), vector(1024)
+    rows_linear.rows_linear(x, weight, bias, torch.zeros(rows, 1024), (vector(size),) * 2 if norm else None)
 whole = lambda *shape: torch.zeros(shape, dtype=torch.int64)
 decode_attention.decode_attention(vector(2, 3072), whole(5), whole(2), 3, vector(1), 16, vector(2, 1024))
 draw_codes.draw_codes(torch.zeros(2, 8194), torch.zeros(2, 8194, dtype=torch.uint8), torch.zeros(2, 14, dtype=torch.float64),
                       whole(5, 2), whole(2, 8), (torch.zeros(2, dtype=torch.int32), torch.zeros(2, 128), torch.zeros(2, 128, dtype=torch.int32)), 8192, 8193)
 group_norm.group_norm(vector(2, 100, 1024), vector(1024), vector(1024), 32, vector(2, 100, 3072), vector(2, 2048), True)
-relative_attention.relative_attention(vector(2, 100, 3072), torch.zeros(16, 129), vector(2, 100, 1024))
 for hop in (8, 256):
     samples, of_frames = torch.zeros(1, 32, 5 * hop), torch.zeros(1, 5, 4, 32, 64, 3).permute(0, 2, 3, 4, 5, 1)
     location_variable.location_variable(samples, samples, samples[0, :, 0], of_frames[:, 1], torch.zeros(1, 64, 5))
@@ -75,7 +78,7 @@ def test_every_kernel_compiles(capability: int) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     made = [line.split() for line in done.stdout.splitlines()]
-    assert len(made) == 16 and all(int(size) > 1000 for _, _, size, _ in made)
+    assert len(made) == 18 and all(int(size) > 1000 for _, _, size, _ in made)
     assert {
         name: int(shared) for _, name, _, shared in made if int(shared) > CAPABILITIES[capability] << 10
     } == {}

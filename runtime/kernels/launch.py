@@ -8,7 +8,9 @@ from typing import Any
 import triton
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-__all__ = ["early_start", "gdc_launch_dependents", "gdc_wait"]
+__all__ = ["early_start", "gdc_launch_dependents", "gdc_wait", "roomy"]
+
+ROOMY = 160 << 10  #: bytes; the GPUs of 8.0, 9.0 and 10.0 have more, those of 8.6, 8.9 and 12.0 have 99 kB
 
 
 def early_start(tensor: Any) -> dict[str, Any]:
@@ -18,6 +20,16 @@ def early_start(tensor: Any) -> dict[str, Any]:
     """
     early = tensor.is_cuda and _capability(tensor.device.index) >= 9
     return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+
+
+def roomy(tensor: Any) -> bool:
+    """Whether threads of a block share much memory on the tensor's device; elsewhere a kernel must keep less there."""
+    return not tensor.is_cuda or _shared(tensor.device.index) > ROOMY
+
+
+@functools.cache
+def _shared(device: int) -> int:
+    return triton.runtime.driver.active.utils.get_device_properties(device)["max_shared_mem"]
 
 
 @functools.cache

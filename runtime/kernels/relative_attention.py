@@ -12,6 +12,8 @@ import numpy as np
 import triton
 import triton.language as tl
 
+from .launch import roomy
+
 KEYS = 64  #: that are read at a time
 LOG2E = 1.4426950408889634  #: powers of two are what a GPU computes
 
@@ -37,11 +39,12 @@ def relative_attention(qkv: Any, bias: Any, out: Any) -> None:
     rows, time, _ = qkv.shape
     heads, entries = bias.shape
     width = out.shape[2] // heads
-    queries = 64 if qkv.element_size() == 4 else 128
+    wide = qkv.element_size() < 4 and roomy(qkv)
+    queries = 128 if wide else 64
     _kernel[(triton.cdiv(time, queries), heads, rows)](
         qkv, bias, out, time, width**-0.5 * LOG2E,
         HEADS=heads, WIDTH=width, CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=queries, KEYS=KEYS, MOST=entries // 2, LOG2E=LOG2E,
-        num_warps=4, num_stages=2 if qkv.element_size() == 4 else 3,
+        num_warps=4, num_stages=3 if wide else 2,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from .launch import early_start, gdc_launch_dependents, gdc_wait
+from .launch import early_start, gdc_launch_dependents, gdc_wait, roomy
 
 EPSILON = 1e-5  #: of layer norms
 WIDEST_NORM = 1024  #: inputs of a norm
@@ -82,11 +82,12 @@ def rows_linear(
     if norm is not None and block < size:
         raise ValueError(f"a norm over {size} inputs; the most is {WIDEST_NORM}")
     block_rows = 1 if rows == 1 else ROWS
+    stages = plan.stages if roomy(x) else min(plan.stages, 2)
     gain, shift = norm or (bias, bias)
     _kernel[(triton.cdiv(rows, block_rows), triton.cdiv(len(weight), plan.columns))](
         x, gain, shift, weight, bias, out, rows, len(weight), x.stride(0), out.stride(0),
         SIZE=size, BLOCK=block, SPLIT=min(plan.split, max(1, block // 16)), ROWS=block_rows, COLUMNS=plan.columns,
-        EPSILON=EPSILON, NORM=norm is not None, GELU=gelu, ADD=add, num_warps=plan.warps, num_stages=plan.stages,
+        EPSILON=EPSILON, NORM=norm is not None, GELU=gelu, ADD=add, num_warps=plan.warps, num_stages=stages,
         **early_start(x),
     )  # fmt: skip
 
