@@ -23,8 +23,9 @@ class UnivNet:
     @torch.inference_mode(False)
     def __init__(self, model: UnivNetGenerator) -> None:
         self._model = model
-        for block in model.res_stack:
-            lay_out(block.kernel_predictor.kernel_conv)
+        predictors: list[Any] = [block.kernel_predictor for block in model.res_stack]
+        for predictor in predictors:
+            lay_out(predictor.kernel_conv)
 
     def __call__(self, mel: Tensor, noise: Tensor) -> Tensor:
         """As the module's: mel (rows, MELS, frames), noise (rows, VOCODER_NOISE, frames) -> (rows, samples)."""
