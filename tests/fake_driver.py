@@ -1,16 +1,21 @@
 """A driver of NVIDIA's of NumPy: what ``backends/device.py`` asks of it, on memory of the host.
 
-Work runs at once, or later if it is being recorded; a recording keeps the addresses that it was made with. Every call must be
-made while its GPU is the thread's, as the real one wants it, and everything must lie within one allocation. A kernel is a
-function of Python: ``kernels[cubin]``, which gets its arguments as the real one would read them.
+Work is queued, and runs when its stream is synchronised, or when another stream waits for an event behind it; a recording
+keeps the addresses that it was made with. So what reads before it may sees what was there before: bytes of 0xFF, NaN. Every
+call must be made while its GPU is the thread's, as the real one wants it; everything must lie within one allocation, both
+when it is queued and when it runs, and what is freed is not handed out again. A kernel is a function of Python:
+``kernels[cubin]``, which gets its arguments as the real one would read them.
 """
 
 from __future__ import annotations
 
 import ctypes
 import enum
+import itertools
 import threading
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +23,13 @@ import numpy as np
 
 from tortoise_rt.engine import Array
 
+LEGACY = 1  #: the default stream
+Place = tuple[int, int]  #: address, bytes
+
 
 class CUresult(enum.Enum):
     CUDA_SUCCESS = 0
+    CUDA_ERROR_INVALID_VALUE = 1
     CUDA_ERROR_OUT_OF_MEMORY = 2
     CUDA_ERROR_INVALID_CONTEXT = 201
     CUDA_ERROR_NO_BINARY_FOR_GPU = 209
@@ -37,29 +46,79 @@ def view(address: int, shape: tuple[int, ...], dtype: Any) -> Array:
     return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address)).view(dtype).reshape(shape)
 
 
+def within(place: Place, held: dict[int, Array]) -> bool:
+    address, nbytes = place
+    return any(base <= address and address + nbytes <= base + a.nbytes for base, a in held.items())
+
+
+class Stream:
+    """Work in its order, which is run when somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._queued: deque[Callable[[], None]] = deque()
+        self._done = 0
+        self.recording: list[Callable[[], None]] | None = None
+
+    @property
+    def end(self) -> int:
+        """Pieces of work so far."""
+        return self._done + len(self._queued)
+
+    def queue(self, work: Callable[[], None]) -> tuple[CUresult]:
+        (self._queued if self.recording is None else self.recording).append(work)
+        return (FINE,)
+
+    def run(self, end: int) -> None:
+        """Run what is queued, up to a piece of work."""
+        while self._done < end:
+            work = self._queued.popleft()
+            work()
+            self._done += 1
+
+
+@dataclass
+class Event:
+    after: tuple[Stream, int] | None = None
+
+
+@dataclass
+class Graph:
+    """What was recorded; it may be launched while it is alive."""
+
+    work: list[Callable[[], None]]
+    alive: bool = True
+
+
 class Gpu:
-    """One of the driver's, with its only stream."""
+    """One of the driver's."""
 
     def __init__(self, number: int, room: int) -> None:
         self.number, self.room, self.total = number, room, room
-        self.held: dict[int, Array] = {}
-        self.pinned: dict[int, Array] = {}  #: of the host, and what holds memory of the device
-        self.recording: list[Callable[[], None]] | None = None
+        self.held: dict[int, Array] = {}  #: memory, by what the host has asked for
+        self.alive: dict[int, Array] = {}  #: memory, by what has run
+        self.pinned: dict[int, Array] = {}  #: of the host
+        self.streams: dict[int, Stream] = {LEGACY: Stream()}
         self.launched = 0  #: recordings
+        self.waited = 0  #: times that the host has
         self.ran: list[str] = []  #: kernels
+        self._gone: deque[Array] = deque(maxlen=256)  # else NumPy would use their memory again
 
-    def inside(self, address: int, nbytes: int) -> None:
-        assert any(base <= address and address + nbytes <= base + a.nbytes for base, a in self.held.items())
+    def lives(self, *places: Place) -> None:
+        assert all(within(place, self.alive) for place in places), "memory is used that is not there (yet, or any more)"
 
-    def is_pinned(self, address: int, nbytes: int) -> None:
-        assert any(base <= address and address + nbytes <= base + a.nbytes for base, a in self.pinned.items())
+    def touch(self, stream: int, places: list[Place], work: Callable[[], None]) -> tuple[CUresult]:
+        """Queue work on some memory of the device."""
+        assert all(within(place, self.held) for place in places), "work is queued on memory that is not there"
 
-    def queue(self, work: Callable[[], None]) -> tuple[CUresult]:
-        if self.recording is None:
+        def checked() -> None:
+            self.lives(*places)
             work()
-        else:
-            self.recording.append(work)
-        return (FINE,)
+
+        return self.streams[stream].queue(checked)
+
+    def bury(self, array: Array) -> None:
+        array.fill(0xFF)
+        self._gone.append(array)
 
 
 class FakeDriver:
@@ -70,6 +129,7 @@ class FakeDriver:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1
     )
     CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
+    CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL=9)
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
     CUmemorytype = SimpleNamespace(CU_MEMORYTYPE_DEVICE=2)
     CUDA_MEMCPY3D = SimpleNamespace
@@ -78,16 +138,27 @@ class FakeDriver:
         self.gpus = [Gpu(number, room) for number in range(count)]
         self.capability = [int(part) for part in capability.split(".")]
         self.kernels: dict[bytes, Callable[..., None]] = {}
+        self._handles = itertools.count(7)
         self._thread = threading.local()
 
     def _gpu(self, stream: int) -> Gpu:
-        """The stream's, which must be the thread's."""
-        assert self._current is not None and stream == 7 + self._current.number
+        """The thread's, whose stream this must be."""
+        assert self._current is not None and stream in self._current.streams
         return self._current
+
+    def _idle(self, stream: int) -> Gpu:
+        """As ``_gpu``, for what must not be recorded."""
+        gpu = self._gpu(stream)
+        assert gpu.streams[stream].recording is None
+        return gpu
+
+    @property
+    def _stack(self) -> list[Gpu | None]:
+        return self._thread.__dict__.setdefault("stack", [])
 
     @property
     def _current(self) -> Gpu | None:
-        return getattr(self._thread, "gpu", None)
+        return self._stack[-1] if self._stack else None
 
     # --- GPUs ---
 
@@ -112,46 +183,68 @@ class FakeDriver:
     def cuDriverGetVersion(self) -> tuple[CUresult, int]:
         return FINE, 13000
 
-    def cuCtxSetCurrent(self, gpu: Gpu) -> tuple[CUresult]:
-        self._thread.gpu = gpu
-        return (FINE,)
-
     def cuCtxPushCurrent(self, gpu: Gpu) -> tuple[CUresult]:
-        self._thread.below, self._thread.gpu = self._current, gpu
+        self._stack.append(gpu)
         return (FINE,)
 
     def cuCtxPopCurrent(self) -> tuple[CUresult, Any]:
-        self._thread.gpu, gone = self._thread.below, self._current
-        return FINE, gone
+        return FINE, self._stack.pop()
+
+    # --- streams ---
 
     def cuStreamCreate(self, flags: int) -> tuple[CUresult, int]:
         assert self._current is not None
-        return FINE, 7 + self._current.number
+        handle = next(self._handles)
+        self._current.streams[handle] = Stream()
+        return FINE, handle
+
+    def cuStreamSynchronize(self, stream: int) -> tuple[CUresult]:
+        gpu = self._idle(stream)
+        gpu.waited += 1
+        gpu.streams[stream].run(gpu.streams[stream].end)
+        return (FINE,)
+
+    def cuEventCreate(self, flags: int) -> tuple[CUresult, Event]:
+        assert self._current is not None and flags == 2
+        return FINE, Event()
+
+    def cuEventRecord(self, event: Event, stream: int) -> tuple[CUresult]:
+        of = self._idle(stream).streams[stream]
+        event.after = of, of.end
+        return (FINE,)
+
+    def cuStreamWaitEvent(self, stream: int, event: Event, flags: int) -> tuple[CUresult]:
+        assert event.after is not None and flags == 0
+        other, end = event.after
+        return self._idle(stream).streams[stream].queue(lambda: other.run(end))
 
     # --- memory ---
 
     def cuMemAllocAsync(self, nbytes: int, stream: int) -> tuple[CUresult, int]:
-        gpu = self._gpu(stream)
-        assert gpu.recording is None
+        gpu = self._idle(stream)
         if nbytes > gpu.room:
             return CUresult.CUDA_ERROR_OUT_OF_MEMORY, 0
         array = np.full(nbytes + 512, 0xFF, np.uint8)  # NaN
         address = -(-array.ctypes.data // 256) * 256
         gpu.room -= nbytes
-        gpu.held[address] = view(address, (nbytes,), np.uint8)
-        gpu.pinned[address] = array
+        memory = array[address - array.ctypes.data :][:nbytes]
+        gpu.held[address] = memory
+        gpu.streams[stream].queue(lambda: gpu.alive.update({address: memory}))
         return FINE, address
 
     def cuMemFreeAsync(self, address: int, stream: int) -> tuple[CUresult]:
-        gpu = self._gpu(stream)
-        assert gpu.recording is None
+        gpu = self._idle(stream)
         gpu.room += gpu.held.pop(address).nbytes
-        del gpu.pinned[address]
-        return (FINE,)
+        return gpu.streams[stream].queue(lambda: gpu.bury(gpu.alive.pop(address)))
 
     def cuMemGetInfo(self) -> tuple[CUresult, int, int]:
         assert self._current is not None
         return FINE, self._current.room, self._current.total
+
+    def cuPointerGetAttribute(self, attribute: int, address: int) -> tuple[CUresult, int | None]:
+        assert attribute == 9
+        owners = [gpu.number for gpu in self.gpus if within((address, 1), gpu.held)]
+        return (FINE, owners[0]) if owners else (CUresult.CUDA_ERROR_INVALID_VALUE, None)
 
     def cuMemHostAlloc(self, nbytes: int, flags: int) -> tuple[CUresult, int]:
         assert self._current is not None
@@ -162,44 +255,47 @@ class FakeDriver:
     def cuMemFreeHost(self, address: int) -> tuple[CUresult]:
         if self._current is None:
             return (CUresult.CUDA_ERROR_INVALID_CONTEXT,)
-        del self._current.pinned[address]
+        self._current.bury(self._current.pinned.pop(address))
         return (FINE,)
 
     def cuMemsetD8Async(self, address: int, value: int, nbytes: int, stream: int) -> tuple[CUresult]:
         gpu = self._gpu(stream)
-        gpu.inside(address, nbytes)
-        return gpu.queue(lambda: view(address, (nbytes,), np.uint8).fill(value))
+        return gpu.touch(stream, [(address, nbytes)], lambda: view(address, (nbytes,), np.uint8).fill(value))
 
     def cuMemcpyHtoDAsync(self, address: int, source: int, nbytes: int, stream: int) -> tuple[CUresult]:
-        gpu = self._gpu(stream)
-        gpu.inside(address, nbytes)
-        gpu.is_pinned(source, nbytes)
-        return gpu.queue(lambda: ctypes.memmove(address, source, nbytes) and None)
+        return self._copy(stream, (address, nbytes), (source, nbytes), address, source)
 
     def cuMemcpyDtoHAsync(self, target: int, address: int, nbytes: int, stream: int) -> tuple[CUresult]:
+        return self._copy(stream, (address, nbytes), (target, nbytes), target, address)
+
+    def _copy(self, stream: int, device: Place, host: Place, to: int, origin: int) -> tuple[CUresult]:
         gpu = self._gpu(stream)
-        gpu.inside(address, nbytes)
-        gpu.is_pinned(target, nbytes)
-        return gpu.queue(lambda: ctypes.memmove(target, address, nbytes) and None)
+        assert within(host, gpu.pinned)
+
+        def work() -> None:
+            assert within(host, gpu.pinned), "a copy runs whose memory of the host is gone"
+            ctypes.memmove(to, origin, host[1])
+
+        return gpu.touch(stream, [device], work)
 
     def cuMemcpy3DAsync(self, what: Any, stream: int) -> tuple[CUresult]:
-        gpu = self._gpu(stream)
-        rows = [(slice_, row) for slice_ in range(what.Depth) for row in range(what.Height)]
+        assert what.WidthInBytes <= min(what.srcPitch, what.dstPitch)
+        assert what.Height <= min(what.srcHeight, what.dstHeight)
         moves = [
             (
                 what.dstDevice + (slice_ * what.dstHeight + row) * what.dstPitch,
                 what.srcDevice + (slice_ * what.srcHeight + row) * what.srcPitch,
             )
-            for slice_, row in rows
+            for slice_ in range(what.Depth)
+            for row in range(what.Height)
         ]
-        for place in (place for move in moves for place in move):
-            gpu.inside(place, what.WidthInBytes)
+        width = what.WidthInBytes
 
         def work() -> None:
             for to, origin in moves:
-                ctypes.memmove(to, origin, what.WidthInBytes)
+                ctypes.memmove(to, origin, width)
 
-        return gpu.queue(work)
+        return self._gpu(stream).touch(stream, [(place, width) for move in moves for place in move], work)
 
     # --- kernels ---
 
@@ -223,37 +319,36 @@ class FakeDriver:
         assert (
             gpu is of_gpu and (y, z, ty, tz, extra) == (1, 1, 1, 1, 0) and threads % 32 == 0 and shared >= 0
         )
-        work = self.kernels[cubin](gpu, blocks, places)
         gpu.ran.append(name)
-        return gpu.queue(work)
+        return gpu.streams[stream].queue(self.kernels[cubin](gpu, blocks, places))
 
     # --- recordings ---
 
     def cuStreamBeginCapture(self, stream: int, mode: int) -> tuple[CUresult]:
-        self._gpu(stream).recording = []
+        self._idle(stream).streams[stream].recording = []
         return (FINE,)
 
     def cuStreamEndCapture(self, stream: int) -> tuple[CUresult, Any]:
-        gpu = self._gpu(stream)
-        graph, gpu.recording = gpu.recording, None
-        return FINE, graph
+        of = self._gpu(stream).streams[stream]
+        work, of.recording = of.recording, None
+        assert work is not None
+        return FINE, Graph(work)
 
-    def cuGraphInstantiate(self, graph: Any, flags: int) -> tuple[CUresult, Any]:
-        return FINE, list(graph)
+    def cuGraphInstantiate(self, graph: Graph, flags: int) -> tuple[CUresult, Any]:
+        assert graph.alive
+        return FINE, Graph(list(graph.work))
 
-    def cuGraphDestroy(self, graph: Any) -> tuple[CUresult]:
+    def cuGraphDestroy(self, graph: Graph) -> tuple[CUresult]:
+        assert graph.alive
+        graph.alive = False
         return (FINE,)
 
     cuGraphExecDestroy = cuGraphDestroy
 
-    def cuGraphLaunch(self, graph: Any, stream: int) -> tuple[CUresult]:
-        gpu = self._gpu(stream)
-        assert gpu.recording is None
+    def cuGraphLaunch(self, graph: Graph, stream: int) -> tuple[CUresult]:
+        gpu = self._idle(stream)
+        assert graph.alive
         gpu.launched += 1
-        for work in graph:
-            work()
-        return (FINE,)
-
-    def cuStreamSynchronize(self, stream: int) -> tuple[CUresult]:
-        assert self._gpu(stream).recording is None
+        for work in graph.work:
+            gpu.streams[stream].queue(work)
         return (FINE,)

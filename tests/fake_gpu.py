@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from fake_driver import FakeDriver, Gpu, view
+from fake_driver import FakeDriver, Gpu, Stream, view
 
 from tortoise_rt.backends.cubins import WARP, argument_types
 from tortoise_rt.backends.device import Device, Kernel
@@ -39,8 +39,8 @@ class FakeDevice(Device):
     @property
     def room(self) -> int:
         """Bytes that are left."""
-        self.use()
-        return self.gpu.room
+        with self.turn():  # which frees what was given back
+            return self.gpu.room
 
     @property
     def launched(self) -> int:
@@ -82,7 +82,7 @@ def made_of(kernel: ahead.Carried, function: Callable[..., None]) -> Callable[..
         assert [ctypes.c_uint64.from_address(address).value for address in addresses[len(names) :]] == [0, 0]
 
         def see(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-            gpu.inside(given[name], int(np.prod(shape)) * np.dtype(dtype).itemsize)
+            gpu.lives((given[name], int(np.prod(shape)) * np.dtype(dtype).itemsize))
             return view(given[name], shape, dtype)
 
         return lambda: function(SimpleNamespace(**kernel.constants), given, see, blocks)
@@ -212,9 +212,19 @@ class FakePlan:
         self.device, self.logger = library.device, logger
         self.inputs = {value.name: value for value in self.session.get_inputs()}
         self.outputs = {value.name: value for value in self.session.get_outputs()}
+        self.types = {name: TYPES[value.type] for name, value in self.inputs.items()}
+        self.shapes: dict[Any, dict[str, tuple[int, ...]]] = {}  #: of outputs, as they were found
         self.ranges = profiles(self.graph, library.dims)
         self.num_io_tensors = len(self.inputs) + len(self.outputs)
         self.num_optimization_profiles = len(self.ranges)
+
+    @property
+    def stream(self) -> Stream:
+        return self.device.gpu.streams[self.device.stream]
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        outputs = list(self.outputs)
+        return dict(zip(outputs, self.session.run(outputs, inputs), strict=True))
 
     def get_tensor_name(self, number: int) -> str:
         return [*self.inputs, *self.outputs][number]
@@ -251,14 +261,15 @@ class FakeContext:
         self.plan, self.profile = plan, -1
         self.addresses: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.memory = 0
+        self.scratch = 0, 0  #: address, bytes
 
     def set_optimization_profile_async(self, number: int, stream: int) -> bool:
         self.profile = number
-        return stream == self.plan.device.stream and self.plan.device.gpu.recording is None
+        return stream == self.plan.device.stream and self.plan.stream.recording is None
 
     def set_device_memory(self, address: int, nbytes: int) -> None:
-        assert nbytes >= self.plan.get_device_memory_size_for_profile_v2(self.profile)
+        self.scratch = address, self.plan.get_device_memory_size_for_profile_v2(self.profile)
+        assert nbytes >= self.scratch[1]
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         least, _, most = self.plan.get_tensor_profile_shape(name, self.profile)
@@ -272,29 +283,37 @@ class FakeContext:
         return name in self.plan.inputs or name in self.plan.outputs
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self._results(dict(self.addresses))[name].shape
+        """By the shapes of inputs and the values of "wanted" alone: what is on the device may not be there yet."""
+        wanted = self._wanted()
+        key = tuple(self.shapes.items()), *(array.tobytes() for array in wanted.values())
+        if key not in self.plan.shapes:
+            empty = {n: np.zeros(shape, self.plan.types[n]) for n, shape in self.shapes.items()} | wanted
+            self.plan.shapes[key] = {n: array.shape for n, array in self.plan.run(empty).items()}
+        return self.plan.shapes[key][name]
+
+    def _wanted(self) -> dict[str, Array]:
+        """The values of the input that the host reads, when it is asked."""
+        names = self.addresses.keys() & {"wanted"}
+        return {n: view(self.addresses[n], self.shapes[n], self.plan.types[n]).copy() for n in names}
 
     def execute_async_v3(self, stream: int) -> bool:
-        assert set(self.addresses) == {*self.plan.inputs, *self.plan.outputs}
-        for name in self.plan.inputs:  # as plans do: the cache is one
+        plan, scratch = self.plan, self.scratch
+        assert set(self.addresses) == {*plan.inputs, *plan.outputs}
+        for name in plan.inputs:  # as plans do: the cache is one
             if name.startswith(("key_", "value_")):
                 assert self.addresses[name] == self.addresses[f"new_{name}"]
-        addresses, shapes = dict(self.addresses), dict(self.shapes)
+        addresses, shapes, wanted = dict(self.addresses), dict(self.shapes), self._wanted()
+        places = [(addresses[n], 1) for n in addresses.keys() - wanted.keys()]
+
+        def see(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+            plan.device.gpu.lives((addresses[name], int(np.prod(shape)) * np.dtype(dtype).itemsize))
+            return view(addresses[name], shape, dtype)
 
         def work() -> None:
-            for name, array in self._results(addresses, shapes).items():
-                view(addresses[name], array.shape, array.dtype)[:] = array
+            view(scratch[0], scratch[1:], np.uint8).fill(0xFF)  # it is computed in
+            device = {n: see(n, shapes[n], plan.types[n]) for n in plan.inputs.keys() - wanted.keys()}
+            for name, array in plan.run(device | wanted).items():
+                see(name, array.shape, array.dtype)[:] = array
 
-        self.plan.device.gpu.queue(work)
-        return stream == self.plan.device.stream
-
-    def _results(
-        self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]] | None = None
-    ) -> dict[str, Array]:
-        shapes = shapes or self.shapes
-        given = {
-            name: view(addresses[name], shapes[name], TYPES[value.type])
-            for name, value in self.plan.inputs.items()
-        }
-        outputs = list(self.plan.outputs)
-        return dict(zip(outputs, self.plan.session.run(outputs, given), strict=True))
+        plan.device.gpu.touch(stream, [*places, scratch], work)
+        return stream == plan.device.stream

@@ -300,16 +300,32 @@ def test_what_a_gpu_held_is_freed_in_its_turn_or_with_the_last_of_it() -> None:
     driver = FakeDriver(count=2)
     device, other = Device(1, driver), Device(0, driver)
     gpu = driver.gpus[1]
-    device.use()
-    kept, memory, pinned = device.allocate(10, "a"), device.allocate(100, "b"), device.pinned(50)
-    other.use()
-    del memory, pinned
-    assert (
-        gpu.room == gpu.total - 110 and driver._current is driver.gpus[0]
-    )  # not now: that is another's turn
-    device.use()
-    assert gpu.room == gpu.total - 10 and not gpu.pinned.keys() - gpu.held.keys()
-    other.use()
-    del device
-    del kept
-    assert gpu.room == gpu.total and driver._current is driver.gpus[0]
+    with device.turn():
+        kept, memory, pinned = device.allocate(10, "a"), device.allocate(100, "b"), device.pinned(50)
+    with other.turn():
+        del memory, pinned
+        assert gpu.room == gpu.total - 110 and gpu.pinned  # not now: that is another's turn
+        with device.turn():
+            assert gpu.room == gpu.total - 10 and not gpu.pinned
+        assert driver._current is driver.gpus[0]
+        del device
+        del kept
+        assert gpu.room == gpu.total and driver._current is driver.gpus[0]
+
+
+def test_a_thread_keeps_the_gpu_that_it_has(standard_graphs: EngineInfo) -> None:
+    """Whoever opens and calls an engine may use another GPU, or none, by other means."""
+    from test_tensorrt_runner import make_engine
+
+    driver = FakeDriver(count=2)
+    for mine in (None, driver.gpus[0]):
+        if mine is not None:
+            driver.cuCtxPushCurrent(mine)
+        engine = make_engine(standard_graphs, ahead=True, driver=driver, number=1)
+        assert driver._current is mine
+        noise = np.zeros((1, engine.dims["rlg_auto.dim"]), np.float32)
+        engine.run("rlg_auto", noise=noise)
+        engine.release("rlg_auto")
+        with pytest.raises(EngineError):
+            engine.new_cache(1 << 20, 10)  # no memory
+        assert driver._current is mine

@@ -17,6 +17,7 @@ from standard import standard_engine
 from test_tensorrt_runner import make_engine
 
 from tortoise_rt.backends.tensorrt import TensorRTEngine
+from tortoise_rt.backends.tensorrt_ahead import rows_to_draw
 from tortoise_rt.config import ARSettings, make_settings
 from tortoise_rt.engine import Array, Engine, EngineInfo, KVCache
 from tortoise_rt.export.parity import relative_error
@@ -83,23 +84,61 @@ def test_rows_of_long_clips_take_turns(
 
 
 def test_the_host_is_asked_once_per_block(standard_graphs: EngineInfo) -> None:
-    """What repeats is one recording of all steps; kernels run in between."""
+    """What is recorded is one code, whatever the number of codes; kernels run in between."""
     engine = make_engine(standard_graphs, ahead=True)
     gpu = engine._device.gpu  # type: ignore[attr-defined]
-    drawings = [Drawing(np.zeros(engine.dims["ar.mel_codes"], bool), np.full(9, 0.3), ARSettings())]
     cache = prompted(engine, 1)
     found = []
-    for call in range(4):
-        before = gpu.launched, len(gpu.ran)
+    for call, count in enumerate((8, 8, 3, 1, 6)):
+        drawings = [Drawing(np.zeros(engine.dims["ar.mel_codes"], bool), np.full(count, 0.3), ARSettings())]
+        before = gpu.launched, len(gpu.ran), gpu.waited
         cache.lengths[:] = 9
         found.append(engine.ar_draw(cache, np.array([[3]]), np.array([[1]]), drawings))
-        launched, ran = gpu.launched - before[0], len(gpu.ran) - before[1]
-        assert (launched, ran) == [(0, 24), (0, 48), (1, 0), (1, 0)][
-            call
-        ]  # as it is; recorded as well; replayed
+        launched, ran, waited = (now - then for now, then in zip((gpu.launched, len(gpu.ran), gpu.waited), before))
+        # The first code as it is, the second recorded as well, all others replayed.
+        assert (launched, ran) == ((count, 0) if call else (count - 2, 3 * 3))
+        assert waited == 1 or call == 0  # but for memory that grows
     for drawn, latents in found[1:]:
-        np.testing.assert_array_equal(drawn, found[0][0])
-        np.testing.assert_array_equal(latents, found[0][1])
+        np.testing.assert_array_equal(drawn, found[0][0][:, : drawn.shape[1]])
+        np.testing.assert_array_equal(latents, found[0][1][:, : drawn.shape[1]])
+    assert found[2][0].shape == (1, 3) and len(set(found[0][0][0].tolist())) > 1
+
+
+def test_any_number_of_rows_takes_few_recordings(standard_graphs: EngineInfo) -> None:
+    """The first rows of a pool, with some behind them that are left alone, and not more than there are."""
+    assert [rows_to_draw(rows, 16) for rows in range(1, 17)] == [1, 2, 4, 4, *[8] * 4, *[12] * 4, *[16] * 4]
+    assert [rows_to_draw(rows, 7) for rows in (3, 5, 7)] == [4, 7, 7]
+    engine = make_engine(standard_graphs, ahead=True)
+    vocabulary, uniforms = engine.dims["ar.mel_codes"], np.random.default_rng(3).random((7, 3))
+    pool, shapes, found = prompted(engine, 7), [], []
+    for rows in range(7, 0, -1):
+        pool.lengths[:] = 9
+        drawings = [Drawing(np.zeros(vocabulary, bool), uniforms[row], ARSettings()) for row in range(rows)]
+        ones = np.ones((rows, 1), np.int64)
+        drawn, latents = engine.ar_draw(engine.first_rows(pool, rows), ones, ones, drawings)
+        shapes.append((drawn.shape, latents.shape[:2], tuple(pool.lengths[rows:])))
+        found.append(drawn)
+        np.testing.assert_array_equal(drawn, found[0][:rows])
+    assert shapes == [((rows, 3), (rows, 3), (9,) * (7 - rows)) for rows in range(7, 0, -1)]
+    assert {key[1] for key in engine._plans.replays._known if key[0] == "draw"} == {7, 4, 2, 1}  # type: ignore[index]
+
+
+def test_a_released_graph_gives_back_what_its_loop_held(standard_graphs: EngineInfo) -> None:
+    engine = make_engine(standard_graphs, ahead=True)
+    settings = make_settings(num_autoregressive_samples=1, diffusion_iterations=2, max_mel_tokens=4)
+    Pipeline(engine).synthesize(IDS, None, settings, seed=3)
+    gpu = engine._device.gpu  # type: ignore[attr-defined]
+    pinned, room = len(gpu.pinned), engine._device.room  # type: ignore[attr-defined]
+    for graph, loop in (("ar_step", engine._draws), ("diffusion_denoise", engine._denoising)):
+        plan = engine._plans._plans[graph]
+        own = sum(memory.nbytes for memory, _ in plan.buffers.values())
+        del plan
+        engine.release(graph)
+        left = engine._device.room  # type: ignore[attr-defined]
+        assert left - room > own and len(gpu.pinned) < pinned, loop
+        pinned, room = len(gpu.pinned), left
+    again = Pipeline(engine).synthesize(IDS, None, settings, seed=3)
+    np.testing.assert_array_equal(again.codes, Pipeline(engine).synthesize(IDS, None, settings, seed=3).codes)
 
 
 def prompted(engine: Engine, rows: int) -> KVCache:

@@ -5,12 +5,14 @@ No error of the driver is passed over: each becomes an EngineError that says wha
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
+import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +22,8 @@ from ..engine import Array
 from ..errors import EngineError, MissingDependency
 
 CType = Callable[[int], Any]  #: c_int32 or c_uint64
-_Freed = deque[tuple[Callable[..., Any], tuple[Any, ...]]]  # functions of the driver, and what they free
+_Freed = deque[list[Callable[[], tuple[Any, ...]]]]  # calls of the driver that free something, those in a list one by one
+_WITHOUT_TIMES = 2  # CU_EVENT_DISABLE_TIMING
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ class Kernel:
 class Device:
     """One GPU and a stream of its own. Copies and runs are only queued; ``synchronize`` waits for them.
 
-    Not for several threads at a time: each begins its turn with ``use``. What was given back, by whatever thread, is freed
-    there: not while a stream records, nor while another GPU is the thread's.
+    Threads take turns: what works on memory is called within ``turn``. What was given back, by whatever thread, is
+    freed there: not while the stream records, nor while another GPU is the thread's.
     """
 
     def __init__(self, number: int = 0, driver: Any = None) -> None:
@@ -80,8 +83,8 @@ class Device:
             raise no_such_gpu(number, there)
         device = self._check("find the GPU", driver.cuDeviceGet(number))
         self._context = self._check("use the GPU", driver.cuDevicePrimaryCtxRetain(device))
+        self._lock = threading.RLock()
         weakref.finalize(self, _free_all, driver, self._context, self._given_back).atexit = False
-        self.use()
         self.name = self._name(device)
         attributes = driver.CUdevice_attribute
         major, minor = (
@@ -94,28 +97,36 @@ class Device:
         self.compute_capability = f"{major}.{minor}"
         version = self._check("ask the driver's version", driver.cuDriverGetVersion())
         self.driver = f"CUDA {version // 1000}.{version % 1000 // 10}"
-        self._stream = self._check("make a stream", driver.cuStreamCreate(1))  # 1: does not wait for stream 0
+        with self.turn():
+            self._stream = self._check("make a stream", driver.cuStreamCreate(1))  # 1: does not wait for stream 0
+            self._event = self._check("make an event", driver.cuEventCreate(_WITHOUT_TIMES))
         self.stream = int(self._stream)
 
     def _name(self, device: Any) -> str:
         name = self._check("ask the GPU's name", self._driver.cuDeviceGetName(128, device))
         return name.split(b"\0")[0].decode()
 
-    def use(self) -> None:
-        """Make this GPU the calling thread's, and free what was given back."""
-        self._check("use the GPU", self._driver.cuCtxSetCurrent(self._context))
-        self._free_given_back()
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """This GPU is the calling thread's, and no other thread's, to the end; then the thread has the one that it had."""
+        with self._lock:
+            self._check("use the GPU", self._driver.cuCtxPushCurrent(self._context))
+            try:
+                self._free_given_back()
+                yield
+            finally:
+                self._check("leave the GPU", self._driver.cuCtxPopCurrent())
 
     def _free_given_back(self) -> None:
         while self._given_back:
-            free, arguments = self._given_back.popleft()
-            self._check("free what was given back", free(*arguments))
+            for call in self._given_back.popleft():
+                self._check("free what was given back", call())
 
-    def _give_back(self, free: Callable[..., Any], *arguments: Any) -> None:
-        self._given_back.append((free, arguments))
+    def allocate(self, nbytes: int, what: str, reader: int | None = None) -> Memory:
+        """Memory that holds zeros, for ``what``; raises EngineError when there is not enough.
 
-    def allocate(self, nbytes: int, what: str) -> Memory:
-        """Memory that holds zeros, for ``what``; raises EngineError when there is not enough."""
+        reader: a stream of somebody else's that reads it, and is waited for before it is used for something else.
+        """
         self._free_given_back()
         nbytes = max(nbytes, 1)
         error, address = self._driver.cuMemAllocAsync(nbytes, self._stream)
@@ -124,25 +135,44 @@ class Device:
             raise out_of_memory(nbytes, what, f"cuda:{self.number}", free, total)
         self._check(f"allocate {nbytes} bytes", (error,))
         self._check("clear memory", self._driver.cuMemsetD8Async(address, 0, nbytes, self._stream))
-        return Memory(int(address), nbytes, self._free)
+        return Memory(int(address), nbytes, functools.partial(self._give_back, reader))
 
-    def _free(self, address: int) -> None:
-        self._give_back(self._driver.cuMemFreeAsync, address, self._stream)
+    def _give_back(self, reader: int | None, address: int) -> None:
+        order = [] if reader is None else _order(self._driver, self._event, reader, self._stream)
+        free = functools.partial(self._driver.cuMemFreeAsync, address, self._stream)
+        self._given_back.append([*order, free])
+
+    def wait_for(self, stream: int) -> None:
+        """Have what is queued from here on wait for what another stream has queued; the host waits for neither."""
+        for call in _order(self._driver, self._event, stream, self._stream):
+            self._check("wait for another stream", call())
+
+    def let_wait(self, stream: int) -> None:
+        """Have what another stream queues from here on wait for what is queued; the host waits for neither."""
+        for call in _order(self._driver, self._event, self._stream, stream):
+            self._check("let another stream wait", call())
+
+    def owner(self, address: int) -> int:
+        """The number of the GPU whose memory an address lies in; raises EngineError for what is no GPU's."""
+        attribute = self._driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        return int(self._check("find whose memory that is", self._driver.cuPointerGetAttribute(attribute, address)))
 
     def pinned(self, nbytes: int) -> Array:
         """Bytes on the host that the GPU reads and writes directly: (nbytes,) uint8."""
         address = self._check(f"pin {nbytes} bytes of memory", self._driver.cuMemHostAlloc(nbytes, 0))
         array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(int(address)))
-        weakref.finalize(array, self._give_back, self._driver.cuMemFreeHost, address).atexit = False
+        free = functools.partial(self._driver.cuMemFreeHost, address)
+        weakref.finalize(array, self._given_back.append, [free]).atexit = False
         return array
 
     def load(self, cubin: bytes, function: str, types: Sequence[CType], threads: int, shared: int) -> Kernel:
-        """A kernel of a cubin for this GPU; ``types``, of its arguments, are those of ctypes."""
+        """A kernel of a cubin for this GPU; ``types``, of its arguments, are those of ctypes. A turn of its own."""
         driver = self._driver
-        module = self._check("load a kernel", driver.cuModuleLoadData(cubin))
-        found = self._check("find a kernel", driver.cuModuleGetFunction(module, function.encode()))
-        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        self._check("give a kernel memory", driver.cuFuncSetAttribute(found, attribute, shared))
+        with self.turn():
+            module = self._check("load a kernel", driver.cuModuleLoadData(cubin))
+            found = self._check("find a kernel", driver.cuModuleGetFunction(module, function.encode()))
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._check("give a kernel memory", driver.cuFuncSetAttribute(found, attribute, shared))
         return Kernel(found, tuple(types), threads, shared)
 
     def run(self, kernel: Kernel, blocks: int, arguments: Sequence[int]) -> None:
@@ -166,7 +196,7 @@ class Device:
         self._check("copy from the GPU", call)
 
     def copy(self, target: Block, source: Block, width: int, height: int, depth: int) -> None:
-        """Queue a copy on the device: ``width`` bytes of ``height`` rows of ``depth`` slices."""
+        """Queue a copy on the device: ``width`` bytes, a pitch at most, of ``height`` rows of ``depth`` slices."""
         parameters = self._driver.CUDA_MEMCPY3D()
         parameters.srcMemoryType = parameters.dstMemoryType = self._driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
         parameters.srcDevice, parameters.srcPitch, parameters.srcHeight = (
@@ -184,23 +214,29 @@ class Device:
 
     def record(self, work: Callable[[], Any]) -> Recording | None:
         """What ``work`` queues, to be launched; nothing is run. None where it cannot be recorded."""
-        driver = self._driver
-        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._check("record", driver.cuStreamBeginCapture(self._stream, mode))
+        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._check("record", self._driver.cuStreamBeginCapture(self._stream, mode))
+        recorded = False
         try:
-            work()
-            recorded = True
-        except EngineError:  # it may not be recorded; what was begun must be ended all the same
-            recorded = False
+            with contextlib.suppress(EngineError):  # of what may not be recorded
+                work()
+                recorded = True
+        finally:  # what was begun is ended, whatever happened
+            executable = self._end_recording(recorded)
+        return None if executable is None else Recording(executable, self._forget)
+
+    def _end_recording(self, wanted: bool) -> Any:
+        """What was recorded as it can be launched, if it is wanted; None where it cannot be."""
+        driver, fine = self._driver, self._driver.CUresult.CUDA_SUCCESS
         error, graph = driver.cuStreamEndCapture(self._stream)
-        if error != driver.CUresult.CUDA_SUCCESS:
+        if error != fine:
             return None
-        if not recorded:
-            driver.cuGraphDestroy(graph)
-            return None
-        executable = self._check("make a graph", driver.cuGraphInstantiate(graph, 0))
+        error, executable = driver.cuGraphInstantiate(graph, 0) if wanted else (None, None)
         self._check("forget a graph", driver.cuGraphDestroy(graph))
-        return Recording(executable, functools.partial(self._give_back, driver.cuGraphExecDestroy))
+        return executable if error == fine else None
+
+    def _forget(self, graph: Any) -> None:
+        self._given_back.append([functools.partial(self._driver.cuGraphExecDestroy, graph)])
 
     def launch(self, recording: Recording) -> None:
         """Queue what was recorded."""
@@ -222,9 +258,18 @@ class Device:
 def _free_all(driver: Any, context: Any, given_back: _Freed) -> None:
     """Free what was given back to a device that nobody uses any more."""
     driver.cuCtxPushCurrent(context)
-    for free, arguments in given_back:
-        free(*arguments)
+    for calls in given_back:
+        for call in calls:
+            call()
     driver.cuCtxPopCurrent()
+
+
+def _order(driver: Any, event: Any, first: int, then: int) -> list[Callable[[], tuple[Any, ...]]]:
+    """The calls that have a stream wait for what another has queued when they are made."""
+    return [
+        functools.partial(driver.cuEventRecord, event, first),
+        functools.partial(driver.cuStreamWaitEvent, then, event, 0),
+    ]
 
 
 def gpu_names() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .device import Device, Recording
@@ -12,31 +13,42 @@ MOST_RECORDED = 64  #: kept; the one that was not used for longest goes first
 T = TypeVar("T")
 
 
+@dataclass
+class _Known:
+    """Work that was queued before."""
+
+    result: Any
+    recording: Recording | None = None
+    tried: bool = False  #: to record it; what cannot be recorded is not tried again
+
+
 class Replays:
     """The first time, work is queued as it is; the second time, it is recorded as well; from then on that is launched.
 
-    Only then: what a library puts off until it first runs in some shapes would else be left out. Not for several threads at
-    a time.
+    Only then: what a library puts off until it first runs in some shapes would else be left out. What cannot be recorded is
+    always queued as it is. Not for several threads at a time.
     """
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._known: OrderedDict[Hashable, tuple[Any, Recording | None]] = OrderedDict()
+        self._known: OrderedDict[Hashable, _Known] = OrderedDict()
 
     def __call__(self, key: Hashable, work: Callable[[], T]) -> T:
         """Queue ``work``, which must always be the same for a ``key``, addresses included; -> its result, the first one."""
-        result, recording = self._known.get(key, (None, None))
-        if recording is not None:
-            self._device.launch(recording)
+        known = self._known.get(key)
+        if known is None:
+            known = _Known(work())
+        elif known.recording is not None:
+            self._device.launch(known.recording)
         else:
-            seen = key in self._known
-            result = work()
-            recording = self._device.record(work) if seen else None
-        self._known[key] = result, recording
+            work()
+            if not known.tried:
+                known.recording, known.tried = self._device.record(work), True
+        self._known[key] = known
         self._known.move_to_end(key)
         if len(self._known) > MOST_RECORDED:
             self._known.popitem(last=False)
-        return result
+        return known.result
 
     def clear(self) -> None:
         """Forget all: memory that it uses is given back."""

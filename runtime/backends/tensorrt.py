@@ -7,7 +7,6 @@ for plans; no GPU has run plans yet, nor the loops in ``tensorrt_ahead``.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ import numpy as np
 from ..engine import Array, Engine, EngineInfo, KVCache
 from ..errors import BundleMismatch, EngineError
 from ..kernels.ahead import DENOISES_AHEAD, DRAWS_AHEAD
-from ..profiles import SPAN_STEP
+from ..profiles import MOST_ROWS, SPAN_STEP
 from ..samplers import DenoisingStep
 from ..sampling import Drawing
 from ..spec import GRAPHS, TensorSpec, cache_capacity, cache_names
 from .cubins import load_kernels
 from .device import Block, Device, Kernel, Memory
-from .tensorrt_ahead import Denoising, Draws
+from .tensorrt_ahead import Denoising, Draws, rows_to_draw
 from .tensorrt_library import LIBRARIES, check_gpu, check_version, load_library
 from .tensorrt_plans import Placed, Plans, bytes_of
 
@@ -84,20 +83,24 @@ class TensorRTEngine(Engine):
         that the device goes through by itself, where there are any."""
         self.info = info
         self._device = device
-        self._plans = Plans(folder, files, library, device, check_files)
+        with device.turn():
+            self._plans = Plans(folder, files, library, device, check_files)
+        self._loops: dict[str, Draws | Denoising] = {}  # by the graphs that they run
         if kernels:
             self._draws = Draws(self._plans, device, kernels, info.dims)
             self._denoising = Denoising(self._plans, device, kernels, info.dims)
+            denoising = dict.fromkeys(("diffusion_condition", "diffusion_denoise"), self._denoising)
+            self._loops = {"ar_step": self._draws, **denoising}
             self.draws_ahead = DRAWS_AHEAD if "ar_step" in files else 0
             self.denoises_ahead = DENOISES_AHEAD if "diffusion_denoise" in files else 0
-        self._lock = threading.RLock()
         self._tensors = cache_names(info.dims) if "ar_step" in files else ()
         self._item = ITEM_BYTES[info.precision.get("ar_step", "fp32")]
 
     def release(self, graph: str) -> None:
-        with self._lock:
-            self._device.use()
+        with self._device.turn():
             self._plans.release(graph)
+            if graph in self._loops:
+                self._loops[graph].clear()
 
     def position_bytes(self) -> int:
         """Bytes of one position of a row of a cache."""
@@ -108,8 +111,7 @@ class TensorRTEngine(Engine):
     def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
         spec = GRAPHS[graph]
         by_row = [t.name for t in spec.inputs if t.dims[0] in ("rows", "clips")]
-        with self._lock:
-            self._device.use()
+        with self._device.turn():
             most = self._plans.most_rows(graph, {name: array.shape for name, array in inputs.items()})
             parts = [
                 self._plans.call(
@@ -130,8 +132,7 @@ class TensorRTEngine(Engine):
         most = cache_capacity(self.dims)
         if capacity > most:
             raise EngineError(f"a cache of {capacity} positions; this engine was built for {most}")
-        with self._lock:
-            self._device.use()
+        with self._device.turn():
             nbytes = len(self._tensors) * rows * self._row_bytes()
             return _State(self._device.allocate(nbytes, f"a cache of {rows} rows"), rows)
 
@@ -156,9 +157,11 @@ class TensorRTEngine(Engine):
         self._copy(target.state, places, source, rows)
 
     def _copy(self, target: _State, places: Array, source: KVCache, rows: Array) -> None:
-        """Copy rows, of all tensors at once; whole, since what lies behind the positions held must be finite numbers."""
-        with self._lock:
-            self._device.use()
+        """Copy rows, of all tensors at once; whole, since what lies behind the positions held must be finite numbers.
+
+        The host does not wait: a source that is given back is freed behind the copy.
+        """
+        with self._device.turn():
             row_bytes = self._row_bytes()
 
             def block(state: _State, row: int) -> Block:
@@ -167,7 +170,6 @@ class TensorRTEngine(Engine):
             for place, row in zip(places.tolist(), rows.tolist(), strict=True):
                 to, origin = block(target, place), block(source.state, row)
                 self._device.copy(to, origin, row_bytes, 1, len(self._tensors))
-            self._device.synchronize()  # a source may be given back right behind
 
     def _first_rows(self, cache: KVCache, count: int) -> _State:
         return cache.state
@@ -198,7 +200,9 @@ class TensorRTEngine(Engine):
 
         def draw(part: slice) -> tuple[Array, Array]:
             given = (inputs["codes"][part], inputs["code_positions"][part], cache.lengths[part])
-            return self._draws.draw(*given, drawings[part], self._bound(cache, part), count, span)
+            rows = rows_to_draw(part.stop - part.start, min(cache.state.rows - part.start, MOST_ROWS))
+            bound = self._bound(cache, slice(part.start, part.start + rows))
+            return self._draws.draw(*given, drawings[part], bound, count, span)
 
         drawn, latents = zip(*self._by_turns(cache, inputs, draw), strict=True)
         return np.concatenate(drawn), np.concatenate(latents)
@@ -210,8 +214,7 @@ class TensorRTEngine(Engine):
 
     def _by_turns(self, cache: KVCache, inputs: Mapping[str, Array], work: Callable[[slice], T]) -> list[T]:
         """``work`` on all rows of a cache, as many at a time as the plan of ar_step takes."""
-        with self._lock:
-            self._device.use()
+        with self._device.turn():
             most = self._plans.most_rows("ar_step", {name: array.shape for name, array in inputs.items()})
             return [work(slice(n, min(n + most, cache.rows))) for n in range(0, cache.rows, most)]
 
@@ -230,6 +233,5 @@ class TensorRTEngine(Engine):
         self, x: Array, last: Array, aligned: Array, free: Array, steps: Sequence[DenoisingStep],
         noise: Callable[[int], Array],
     ) -> tuple[Array, Array]:  # fmt: skip
-        with self._lock:
-            self._device.use()
+        with self._device.turn():
             return self._denoising.denoise(x, last, aligned, free, steps, noise)

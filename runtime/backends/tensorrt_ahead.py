@@ -1,7 +1,8 @@
 """The loops that a GPU goes through by itself: drawing codes, taking diffusion steps. Plans, and kernels between them.
 
-The host is asked once per several codes, and gives the noise of diffusion steps while those before are computed. No GPU has
-run this yet: a driver of NumPy stood in for one.
+The host is asked once per several codes, and gives the noise of diffusion steps while those before are computed. What is
+recorded is one code, or one step, whose place is data on the device. No GPU has run this yet: a driver of NumPy stood in for
+one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .device import Block, Device, Kernel
 from .tensorrt_plans import Placed, Plans, bytes_of
 
 ALIGNED = 256  #: bytes: where tensors of plans may begin
+ROWS_APART = 4  #: rows that draw are made a multiple of this, or a power of two below it
 MOST_HELD = 4  #: clips, by their length, whose memory is kept for the next
 
 
@@ -81,6 +83,11 @@ class Staged:
         return self._pinned[self._starts[first] : self._starts[last] + self.host(last).nbytes]
 
 
+def rows_to_draw(rows: int, room: int) -> int:
+    """How many rows are drawn together where ``rows`` are wanted and there are ``room``: few numbers, as each is recorded."""
+    return min(1 << (rows - 1).bit_length() if rows <= ROWS_APART else -(-rows // ROWS_APART) * ROWS_APART, room)
+
+
 class Draws:
     """Several codes of each row, read by the plan of ar_step and drawn by kernels."""
 
@@ -88,38 +95,42 @@ class Draws:
         self._plans, self._device, self._kernels, self._dims = plans, device, kernels, dims
         self._staged: dict[int, Staged] = {}  # by rows
 
+    def clear(self) -> None:
+        """Give back all memory; what is queued must be done."""
+        self._staged.clear()
+
     def draw(
         self, codes: Array, positions: Array, lengths: Array, drawings: Sequence[Drawing | None],
         cache: Mapping[str, Placed], count: int, span: int,
     ) -> tuple[Array, Array]:  # fmt: skip
         """As ``Engine.ar_draw``, of rows that one call of the plan can have.
 
-        lengths: (rows,) positions held by ``cache``, which the plan reads and writes in place; count: codes at most;
-        span: positions that are attended to.
+        lengths: (rows,) positions held by ``cache``, which the plan reads and writes in place, and which may have more rows:
+        they are left alone; count: codes at most; span: positions that are attended to.
         """
-        rows, dim = len(codes), self._dims["ar.dim"]
+        given, dim = len(codes), self._dims["ar.dim"]
+        rows = next(iter(cache.values()))[1][0]
         staged = self._arrays(rows)
         most = write_drawings(drawings, staged.host("numbers"), staged.host("seen"))
         steps = staged.host("steps")
         steps[:], steps[0] = 0, -1
-        steps[0, :rows] = np.where(most > 0, lengths, -1)
-        steps[1, :rows], steps[2, :rows], steps[4, :rows] = codes[:, 0], positions[:, 0], most
+        steps[0, :given] = np.where(most > 0, lengths, -1)
+        steps[1, :given], steps[2, :given], steps[4, :given] = codes[:, 0], positions[:, 0], most
         staged.host("reach")[:] = np.arange(cache_capacity(self._dims))
         staged.host("drawn")[:] = NOTHING
         staged.upload("steps", "drawn")
-        places = tuple(address for address, _ in cache.values())
-
-        def work() -> None:
-            for step in range(count):
-                self._step(staged, rows, span, cache, step)
-
-        self._plans.replays(("draw", rows, count, span, places, staged.address), work)
+        key = "draw", rows, span, tuple(address for address, _ in cache.values()), staged.address
+        size = bytes_of((rows * dim,))
+        latent = Block(staged.at("latent"), size, 1)
+        for step in range(count):
+            self._plans.replays(key, lambda: self._step(staged, rows, span, cache))
+            self._device.copy(Block(staged.at("latents", step), size, 1), latent, size, 1, 1)
         staged.download("drawn", "latents")
         self._device.synchronize()
-        latents = staged.host("latents")[:count, : rows * dim].reshape(count, rows, dim)
-        return staged.host("drawn")[:, :count].copy(), latents.swapaxes(0, 1).copy()
+        latents = staged.host("latents")[:count, : given * dim].reshape(count, given, dim)
+        return staged.host("drawn")[:given, :count].copy(), latents.swapaxes(0, 1).copy()
 
-    def _step(self, staged: Staged, rows: int, span: int, cache: Mapping[str, Placed], step: int) -> None:
+    def _step(self, staged: Staged, rows: int, span: int, cache: Mapping[str, Placed]) -> None:
         """Queue the reading of each row's code and the drawing of the next."""
         dims, at, kernels = self._dims, staged.at, self._kernels
         inputs = {
@@ -131,7 +142,7 @@ class Draws:
             "reach": (at("reach"), (span,)),
             **cache,
         }
-        outputs = {"logits": at("logits"), "latents": at("latents", step)}
+        outputs = {"logits": at("logits"), "latents": at("latent")}
         self._plans.queue(
             "ar_step", inputs, outputs | {f"new_{name}": place for name, (place, _) in cache.items()}
         )
@@ -158,6 +169,7 @@ class Draws:
                 "reach": ((cache_capacity(self._dims),), np.int64),
                 "drawn": ((rows, DRAWS_AHEAD), np.int64),
                 "latents": ((DRAWS_AHEAD, _aligned(rows * dim)), np.float32),
+                "latent": ((rows * dim,), np.float32),
                 "logits": ((rows, vocabulary), np.float32),
                 "counts": ((rows,), np.int32),
                 "scores": ((rows, FEW), np.float32),
@@ -173,6 +185,10 @@ class Denoising:
     def __init__(self, plans: Plans, device: Device, kernels: Mapping[str, Kernel], dims: Dims) -> None:
         self._plans, self._device, self._kernels, self._dims = plans, device, kernels, dims
         self._held: OrderedDict[tuple[int, int], tuple[Staged, Array]] = OrderedDict()  # by rows and frames
+
+    def clear(self) -> None:
+        """Give back all memory; what is queued must be done."""
+        self._held.clear()
 
     def denoise(
         self, x: Array, last: Array, aligned: Array, free: Array, steps: Sequence[DenoisingStep],
@@ -224,8 +240,9 @@ class Denoising:
         arguments = [at("x"), at("last"), at("out"), at("out", rows - 1), noise, numbers, size]
         self._device.run(kernel, -(-size // BLOCK), arguments)
         if count > 1:
-            copy, origin = (Block(at("x", row), 0, 1) for row in (1, 0))
-            self._device.copy(copy, origin, bytes_of((size,)), 1, 1)
+            nbytes = bytes_of((size,))
+            copy, origin = (Block(at("x", row), nbytes, 1) for row in (1, 0))
+            self._device.copy(copy, origin, nbytes, 1, 1)
 
     def _arrays(self, rows: int, frames: int, together: bool) -> tuple[Staged, Array]:
         """-> memory, and of the steps on the host: each one's noise, timestep and numbers."""
