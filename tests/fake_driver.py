@@ -3,7 +3,7 @@
 Work is queued, and runs when its stream is synchronised, or when another stream waits for an event behind it; a recording
 keeps the addresses that it was made with. So what reads before it may sees what was there before: bytes of 0xFF, NaN. Every
 call must be made while its GPU is the thread's, as the real one wants it; everything must lie within one allocation, both
-when it is queued and when it runs, and what is freed is not handed out again. A kernel is a function of Python:
+when it is queued and when it runs, and what is freed is not handed out again, but by a GPU that ``reuses``. A kernel is a function of Python:
 ``kernels[cubin]``, which gets its arguments as the real one would read them.
 """
 
@@ -101,7 +101,9 @@ class Gpu:
         self.launched = 0  #: recordings
         self.waited = 0  #: times that the host has
         self.ran: list[str] = []  #: kernels
-        self._gone: deque[Array] = deque(maxlen=256)  # else NumPy would use their memory again
+        self.reuses = False  #: memory that was freed for the next of its size, as the real one does
+        self.spare: dict[int, list[Array]] = {}  #: bytes -> memory
+        self.gone: list[Array] = []  #: of the host: else NumPy would use its memory again
 
     def lives(self, *places: Place) -> None:
         assert all(within(place, self.alive) for place in places), "memory is used that is not there (yet, or any more)"
@@ -116,9 +118,6 @@ class Gpu:
 
         return self.streams[stream].queue(checked)
 
-    def bury(self, array: Array) -> None:
-        array.fill(0xFF)
-        self._gone.append(array)
 
 
 class FakeDriver:
@@ -224,18 +223,23 @@ class FakeDriver:
         gpu = self._idle(stream)
         if nbytes > gpu.room:
             return CUresult.CUDA_ERROR_OUT_OF_MEMORY, 0
-        array = np.full(nbytes + 512, 0xFF, np.uint8)  # NaN
-        address = -(-array.ctypes.data // 256) * 256
         gpu.room -= nbytes
-        memory = array[address - array.ctypes.data :][:nbytes]
+        if gpu.reuses and gpu.spare.get(nbytes):
+            memory = gpu.spare[nbytes].pop()
+        else:
+            array = np.full(nbytes + 512, 0xFF, np.uint8)  # NaN
+            memory = array[-array.ctypes.data % 256 :][:nbytes]
+        address = memory.ctypes.data
         gpu.held[address] = memory
         gpu.streams[stream].queue(lambda: gpu.alive.update({address: memory}))
         return FINE, address
 
     def cuMemFreeAsync(self, address: int, stream: int) -> tuple[CUresult]:
         gpu = self._idle(stream)
-        gpu.room += gpu.held.pop(address).nbytes
-        return gpu.streams[stream].queue(lambda: gpu.bury(gpu.alive.pop(address)))
+        memory = gpu.held.pop(address)
+        gpu.room += memory.nbytes
+        gpu.spare.setdefault(memory.nbytes, []).append(memory)
+        return gpu.streams[stream].queue(lambda: gpu.alive.pop(address).fill(0xFF))
 
     def cuMemGetInfo(self) -> tuple[CUresult, int, int]:
         assert self._current is not None
@@ -255,7 +259,9 @@ class FakeDriver:
     def cuMemFreeHost(self, address: int) -> tuple[CUresult]:
         if self._current is None:
             return (CUresult.CUDA_ERROR_INVALID_CONTEXT,)
-        self._current.bury(self._current.pinned.pop(address))
+        array = self._current.pinned.pop(address)
+        array.fill(0xFF)
+        self._current.gone.append(array)
         return (FINE,)
 
     def cuMemsetD8Async(self, address: int, value: int, nbytes: int, stream: int) -> tuple[CUresult]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import ctypes
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -309,7 +310,10 @@ class FakeContext:
             plan.device.gpu.lives((addresses[name], int(np.prod(shape)) * np.dtype(dtype).itemsize))
             return view(addresses[name], shape, dtype)
 
+        context = weakref.ref(self)
+
         def work() -> None:
+            assert context() is not None, "a plan runs that is no more"
             view(scratch[0], scratch[1:], np.uint8).fill(0xFF)  # it is computed in
             device = {n: see(n, shapes[n], plan.types[n]) for n in plan.inputs.keys() - wanted.keys()}
             for name, array in plan.run(device | wanted).items():

@@ -16,8 +16,8 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
-from fake_driver import FakeDriver
-from fake_gpu import FakeDevice, FakeLibrary, fake_kernels
+from fake_driver import CUresult, FakeDriver
+from fake_gpu import FakeContext, FakeDevice, FakeLibrary, fake_kernels
 from standard import DATA, standard_engine
 from test_standard_graphs import ragged
 
@@ -110,6 +110,35 @@ def test_buffers_that_grow_forget_recordings(info: EngineInfo, plain: Engine) ->
         assert relative_error(found, plain.run("univnet", **inputs)[0]) <= 1e-6
 
 
+def test_scratch_that_grows_forgets_recordings(info: EngineInfo) -> None:
+    """It is one for all plans, so what was recorded of another would compute in memory that is no more."""
+    engine = make_engine(info)
+    noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
+    found = [engine.run("rlg_auto", noise=noise)[0] for _ in range(3)]
+    held = engine._plans._scratch.nbytes
+    prompt = engine.new_cache(1, 20), np.ones((1, 5), np.int64), np.zeros((1, 5), np.int64)
+    engine.ar_step(*prompt)
+    assert engine._plans._scratch.nbytes > held
+    np.testing.assert_array_equal(engine.run("rlg_auto", noise=noise)[0], found[0])
+
+
+def test_a_call_that_failed_leaves_nothing_in_the_way(
+    info: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had queued reads the host's memory still, when the next call wants more of it."""
+    engine, rng = make_engine(info), np.random.default_rng(0)
+    few, many = (
+        random_inputs(GRAPHS["univnet"], engine.dims, {"rows": 1, "frames": frames}, rng) for frames in (8, 300)
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("fake_gpu.FakeContext.execute_async_v3", lambda self, stream: False)
+        with pytest.raises(EngineError, match="failed on mel"):
+            engine.run("univnet", **few)
+    for inputs in (many, few):
+        found, wanted = engine.run("univnet", **inputs)[0], plain.run("univnet", **inputs)[0]
+        assert relative_error(found, wanted) <= 1e-6
+
+
 def test_rows_beyond_a_plan_take_turns(engine: TensorRTEngine, plain: Engine) -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 200, (2 * MOST_ROWS + 3, 9))
@@ -190,16 +219,50 @@ def test_a_failure_names_graph_and_shapes(info: EngineInfo, monkeypatch: pytest.
         engine.run("rlg_auto", noise=np.zeros((1, engine.dims["rlg_auto.dim"]), np.float32))
 
 
+@pytest.mark.parametrize("step", ["cuStreamEndCapture", "cuGraphInstantiate", "cuGraphLaunch"])
 def test_what_cannot_be_recorded_runs_as_it_is(
-    info: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch
+    info: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    engine = make_engine(info)
-    monkeypatch.setattr(FakeDevice, "record", lambda self, work: None)
+    """And is not tried again. What a launch says is no reason to go on."""
+    engine, tried = make_engine(info), []
+    real = getattr(FakeDriver, step)
+
+    def refuse(driver: FakeDriver, *given: Any) -> Any:
+        tried.append(step)
+        real(driver, *given)
+        return CUresult.CUDA_ERROR_INVALID_VALUE, None
+
+    monkeypatch.setattr(FakeDriver, step, refuse)
     noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
-    for _ in range(4):
+    for call in range(5):
+        if step == "cuGraphLaunch" and call == 2:
+            with pytest.raises(EngineError, match="could not launch a graph: CUDA_ERROR_INVALID_VALUE"):
+                engine.run("rlg_auto", noise=noise)
+            break
         found = engine.run("rlg_auto", noise=noise)[0]
         assert relative_error(found, plain.run("rlg_auto", noise=noise)[0]) <= 1e-6
-    assert device(engine).launched == 0
+    assert len(tried) == 1
+
+
+def test_whatever_ends_a_recording_ends_it(info: EngineInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that is not the project's own goes on to the caller, and the engine goes on as well."""
+    engine = make_engine(info)
+    noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
+    first = engine.run("rlg_auto", noise=noise)[0]
+    real = FakeContext.execute_async_v3
+
+    def stop(context: FakeContext, stream: int) -> bool:
+        if context.plan.stream.recording is not None:
+            raise KeyboardInterrupt
+        return real(context, stream)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeContext, "execute_async_v3", stop)
+        with pytest.raises(KeyboardInterrupt):
+            engine.run("rlg_auto", noise=noise)
+    for _ in range(3):
+        np.testing.assert_array_equal(engine.run("rlg_auto", noise=noise)[0], first)
+    assert device(engine).launched > 0
 
 
 def test_a_damaged_plan(info: EngineInfo, tmp_path: Path) -> None:
@@ -209,11 +272,17 @@ def test_a_damaged_plan(info: EngineInfo, tmp_path: Path) -> None:
         engine.run("rlg_auto", noise=np.zeros((1, engine.dims["rlg_auto.dim"]), np.float32))
 
 
-def test_a_released_graph_is_loaded_again(engine: TensorRTEngine) -> None:
+def test_a_released_graph_is_loaded_again(info: EngineInfo) -> None:
+    """Into memory at the same addresses, it may be: what was recorded is another plan's."""
+    engine = make_engine(info)
+    device(engine).gpu.reuses = True
     noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
-    before = engine.run("rlg_auto", noise=noise)[0]
+    before = [engine.run("rlg_auto", noise=noise)[0] for _ in range(3)]
+    addresses = {n: memory.address for n, (memory, _) in engine._plans._plans["rlg_auto"].buffers.items()}
     engine.release("rlg_auto")
-    assert np.array_equal(engine.run("rlg_auto", noise=noise)[0], before)
+    assert np.array_equal(engine.run("rlg_auto", noise=noise)[0], before[0])
+    again = {n: memory.address for n, (memory, _) in engine._plans._plans["rlg_auto"].buffers.items()}
+    assert {*addresses.values()} == {*again.values()}
 
 
 def test_threads_take_turns(engine: TensorRTEngine, plain: Engine) -> None:
