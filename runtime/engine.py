@@ -18,9 +18,10 @@ import numpy as np
 
 from .errors import EngineError
 from .sampling import NOTHING, Drawing
-from .spec import CHECKPOINT_FILES, GRAPHS, Dims, GraphSpec
+from .spec import CHECKPOINT_FILES, GRAPHS, Dims, GraphSpec, TensorSpec
 
 if TYPE_CHECKING:
+    from .backends.exchange import DeviceArray
     from .samplers import DenoisingStep
 
 Array = np.ndarray
@@ -133,10 +134,23 @@ class Engine(abc.ABC):
 
     def run(self, graph: str, **inputs: Array) -> tuple[Array, ...]:
         """Run a stateless graph. Inputs and outputs are NumPy arrays as in ``spec.GRAPHS``, outputs in its order."""
+        spec = self._stateless(graph)
+        return self._run(graph, check_inputs(spec, self.dims, inputs))
+
+    def run_on_device(self, graph: str, stream: int = 1, **inputs: Any) -> tuple[DeviceArray, ...]:
+        """As ``run``, where the engine has a GPU of its own: inputs may lie there, and outputs do; see ``backends.exchange``.
+
+        stream: a handle of the caller's (1: the default stream). What it was given before is done first, and what it is
+        given behind sees the outputs; the host waits for nothing but arrays of its own. Rows do not take turns: what a plan
+        was not built for is refused.
+        """
+        return self._run_on_device(self._stateless(graph), stream, inputs)
+
+    def _stateless(self, graph: str) -> GraphSpec:
         spec = self._spec(graph)
         if spec.stateful:
             raise EngineError(f'"{graph}" extends a cache: call ar_step()')
-        return self._run(graph, check_inputs(spec, self.dims, inputs))
+        return spec
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """An empty cache for ``rows`` rows of up to ``capacity`` positions each."""
@@ -299,6 +313,14 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]: ...
 
+    def _run_on_device(
+        self, spec: GraphSpec, stream: int, inputs: Mapping[str, Any]
+    ) -> tuple[DeviceArray, ...]:
+        raise EngineError(
+            f"the {self.info.backend} backend keeps arrays on the host: call run(), or open a bundle that was exported with "
+            "--target tensorrt or tensorrt-rtx"
+        )
+
     def _denoise(
         self,
         x: Array,
@@ -330,6 +352,11 @@ class ProxyEngine(Engine):
 
     def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
         return self.engine._run(graph, inputs)
+
+    def _run_on_device(
+        self, spec: GraphSpec, stream: int, inputs: Mapping[str, Any]
+    ) -> tuple[DeviceArray, ...]:
+        return self.engine._run_on_device(spec, stream, inputs)
 
     def _new_cache(self, rows: int, capacity: int) -> Any:
         return self.engine._new_cache(rows, capacity)
@@ -369,34 +396,39 @@ class ProxyEngine(Engine):
 
 def check_inputs(spec: GraphSpec, dims: Dims, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Contiguous arrays of the right names, dtypes and dimensions, or an EngineError that says what is wrong."""
+    arrays = {name: np.asarray(array) for name, array in inputs.items()}
+    check_shapes(spec, dims, {name: array.shape for name, array in arrays.items()})
+    return {tensor.name: converted(spec, tensor, arrays[tensor.name]) for tensor in spec.inputs}
+
+
+def converted(spec: GraphSpec, tensor: TensorSpec, array: Array) -> Array:
+    """A contiguous array of an input's dtype, or an EngineError if this one is of another kind."""
+    if np.dtype(tensor.dtype).kind != array.dtype.kind:
+        raise EngineError(f'graph "{spec.name}": {tensor.name} must be {tensor.dtype}, not {array.dtype}')
+    return np.ascontiguousarray(array, tensor.dtype)
+
+
+def check_shapes(spec: GraphSpec, dims: Dims, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise an EngineError unless a graph takes inputs of these names and shapes."""
     names = [t.name for t in spec.inputs]
-    if set(inputs) != set(names):
-        raise EngineError(f'graph "{spec.name}" takes {names}, not {sorted(inputs)}')
+    if set(shapes) != set(names):
+        raise EngineError(f'graph "{spec.name}" takes {names}, not {sorted(shapes)}')
     free: dict[str, tuple[int, str]] = {}
-    checked = {}
     for tensor in spec.inputs:
-        array = np.asarray(inputs[tensor.name])
-        if array.dtype != tensor.dtype:
-            if np.dtype(tensor.dtype).kind != array.dtype.kind:
-                raise EngineError(
-                    f'graph "{spec.name}": {tensor.name} must be {tensor.dtype}, not {array.dtype}'
-                )
-            array = array.astype(tensor.dtype)
-        if array.ndim != len(tensor.dims):
+        shape = shapes[tensor.name]
+        if len(shape) != len(tensor.dims):
             raise EngineError(
-                f'graph "{spec.name}": {tensor.name} must be {tensor.dims}, not of shape {array.shape}'
+                f'graph "{spec.name}": {tensor.name} must be {tensor.dims}, not of shape {shape}'
             )
-        for dim, size in zip(tensor.dims, array.shape, strict=True):
+        for dim, size in zip(tensor.dims, shape, strict=True):
             if isinstance(dim, str) and "." not in dim:
                 want, where = free.setdefault(dim, (size, tensor.name))
             else:
                 want, where = (dim, "the model") if isinstance(dim, int) else (dims[dim], "the model")
             if size != want:
                 raise EngineError(
-                    f'graph "{spec.name}": {tensor.name} has {size} {dim} where {where} has {want} (shape {array.shape})'
+                    f'graph "{spec.name}": {tensor.name} has {size} {dim} where {where} has {want} (shape {shape})'
                 )
-        checked[tensor.name] = np.ascontiguousarray(array)
-    return checked
 
 
 def check_range(name: str, ids: Array, size: int) -> None:

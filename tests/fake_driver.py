@@ -106,7 +106,9 @@ class Gpu:
         self.gone: list[Array] = []  #: of the host: else NumPy would use its memory again
 
     def lives(self, *places: Place) -> None:
-        assert all(within(place, self.alive) for place in places), "memory is used that is not there (yet, or any more)"
+        assert all(within(place, self.alive) for place in places), (
+            "memory is used that is not there (yet, or any more)"
+        )
 
     def touch(self, stream: int, places: list[Place], work: Callable[[], None]) -> tuple[CUresult]:
         """Queue work on some memory of the device."""
@@ -117,7 +119,6 @@ class Gpu:
             work()
 
         return self.streams[stream].queue(checked)
-
 
 
 class FakeDriver:

@@ -94,7 +94,8 @@ def test_the_host_is_asked_once_per_block(standard_graphs: EngineInfo) -> None:
         before = gpu.launched, len(gpu.ran), gpu.waited
         cache.lengths[:] = 9
         found.append(engine.ar_draw(cache, np.array([[3]]), np.array([[1]]), drawings))
-        launched, ran, waited = (now - then for now, then in zip((gpu.launched, len(gpu.ran), gpu.waited), before))
+        now = gpu.launched, len(gpu.ran), gpu.waited
+        launched, ran, waited = (new - old for new, old in zip(now, before, strict=True))
         # The first code as it is, the second recorded as well, all others replayed.
         assert (launched, ran) == ((count, 0) if call else (count - 2, 3 * 3))
         assert waited == 1 or call == 0  # but for memory that grows

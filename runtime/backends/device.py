@@ -22,7 +22,9 @@ from ..engine import Array
 from ..errors import EngineError, MissingDependency
 
 CType = Callable[[int], Any]  #: c_int32 or c_uint64
-_Freed = deque[list[Callable[[], tuple[Any, ...]]]]  # calls of the driver that free something, those in a list one by one
+_Freed = deque[
+    list[Callable[[], tuple[Any, ...]]]
+]  # calls of the driver that free something, those in a list one by one
 _WITHOUT_TIMES = 2  # CU_EVENT_DISABLE_TIMING
 
 
@@ -98,7 +100,9 @@ class Device:
         version = self._check("ask the driver's version", driver.cuDriverGetVersion())
         self.driver = f"CUDA {version // 1000}.{version % 1000 // 10}"
         with self.turn():
-            self._stream = self._check("make a stream", driver.cuStreamCreate(1))  # 1: does not wait for stream 0
+            self._stream = self._check(
+                "make a stream", driver.cuStreamCreate(1)
+            )  # 1: does not wait for stream 0
             self._event = self._check("make an event", driver.cuEventCreate(_WITHOUT_TIMES))
         self.stream = int(self._stream)
 
@@ -142,20 +146,17 @@ class Device:
         free = functools.partial(self._driver.cuMemFreeAsync, address, self._stream)
         self._given_back.append([*order, free])
 
-    def wait_for(self, stream: int) -> None:
-        """Have what is queued from here on wait for what another stream has queued; the host waits for neither."""
-        for call in _order(self._driver, self._event, stream, self._stream):
-            self._check("wait for another stream", call())
-
-    def let_wait(self, stream: int) -> None:
-        """Have what another stream queues from here on wait for what is queued; the host waits for neither."""
-        for call in _order(self._driver, self._event, self._stream, stream):
-            self._check("let another stream wait", call())
+    def order(self, first: int, then: int) -> None:
+        """Have what one stream is given from here on wait for what another was given; the host waits for neither."""
+        for call in _order(self._driver, self._event, first, then):
+            self._check("have a stream wait for another", call())
 
     def owner(self, address: int) -> int:
         """The number of the GPU whose memory an address lies in; raises EngineError for what is no GPU's."""
         attribute = self._driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-        return int(self._check("find whose memory that is", self._driver.cuPointerGetAttribute(attribute, address)))
+        return int(
+            self._check("find whose memory that is", self._driver.cuPointerGetAttribute(attribute, address))
+        )
 
     def pinned(self, nbytes: int) -> Array:
         """Bytes on the host that the GPU reads and writes directly: (nbytes,) uint8."""

@@ -20,9 +20,11 @@ from ..kernels.ahead import DENOISES_AHEAD, DRAWS_AHEAD
 from ..profiles import MOST_ROWS, SPAN_STEP
 from ..samplers import DenoisingStep
 from ..sampling import Drawing
-from ..spec import GRAPHS, TensorSpec, cache_capacity, cache_names
+from ..spec import GRAPHS, GraphSpec, TensorSpec, cache_capacity, cache_names
+from . import exchange
 from .cubins import load_kernels
 from .device import Block, Device, Kernel, Memory
+from .exchange import DeviceArray
 from .tensorrt_ahead import Denoising, Draws, rows_to_draw
 from .tensorrt_library import LIBRARIES, check_gpu, check_version, load_library
 from .tensorrt_plans import Placed, Plans, bytes_of
@@ -120,6 +122,12 @@ class TensorRTEngine(Engine):
                 for first in range(0, len(inputs[by_row[0]]), most)
             ]
         return tuple(self._join(tensor, [part[tensor.name] for part in parts]) for tensor in spec.outputs)
+
+    def _run_on_device(
+        self, spec: GraphSpec, stream: int, inputs: Mapping[str, Any]
+    ) -> tuple[DeviceArray, ...]:
+        with self._device.turn():
+            return exchange.run(self._plans, self._device, self.dims, spec, inputs, stream)
 
     @staticmethod
     def _join(tensor: TensorSpec, parts: list[Array]) -> Array:

@@ -29,9 +29,8 @@ from ..samplers import DenoisingStep
 from ..sampling import NOTHING, Drawing
 from ..spec import MELS, Dims, cache_capacity
 from .device import Block, Device, Kernel
-from .tensorrt_plans import Placed, Plans, bytes_of
+from .tensorrt_plans import ALIGNED, Placed, Plans, bytes_of
 
-ALIGNED = 256  #: bytes: where tensors of plans may begin
 ROWS_APART = 4  #: rows that draw are made a multiple of this, or a power of two below it
 MOST_HELD = 4  #: clips, by their length, whose memory is kept for the next
 
@@ -85,7 +84,9 @@ class Staged:
 
 def rows_to_draw(rows: int, room: int) -> int:
     """How many rows are drawn together where ``rows`` are wanted and there are ``room``: few numbers, as each is recorded."""
-    return min(1 << (rows - 1).bit_length() if rows <= ROWS_APART else -(-rows // ROWS_APART) * ROWS_APART, room)
+    return min(
+        1 << (rows - 1).bit_length() if rows <= ROWS_APART else -(-rows // ROWS_APART) * ROWS_APART, room
+    )
 
 
 class Draws:

@@ -13,11 +13,12 @@ import numpy as np
 from ..engine import Array
 from ..errors import BundleError, EngineError
 from ..spec import GRAPHS
-from .device import Device, Memory
+from .device import Block, Device, Memory
 from .replays import Replays
 from .tensorrt_library import Messages
 
 LEAST_BUFFER = 256  #: bytes
+ALIGNED = 256  #: bytes: where tensors of plans may begin
 
 Placed = tuple[int, tuple[int, ...]]  #: address and shape of what lies on the device
 Shapes = Mapping[str, tuple[int, ...]]
@@ -95,9 +96,7 @@ class Plans:
 
         def work() -> Shapes:
             context = self._bound(graph, {**places, **cache})
-            shapes = {t.name: tuple(context.get_tensor_shape(t.name)) for t in GRAPHS[graph].outputs}
-            if any(size < 0 for shape in shapes.values() for size in shape):
-                raise self._failure(graph, places)
+            shapes = self._shapes(graph, context, places)
             buffers = {n: self._buffer(plan, n, bytes_of(shape))[0].address for n, shape in shapes.items()}
             self._execute(graph, context, buffers | present, places)
             return shapes
@@ -107,6 +106,42 @@ class Plans:
     def queue(self, graph: str, inputs: Mapping[str, Placed], outputs: Mapping[str, int]) -> None:
         """Queue a run on what lies on the device, all inputs of a graph, to where there is room for its outputs."""
         self._execute(graph, self._bound(graph, inputs), outputs, inputs)
+
+    def shaping(self, graph: str) -> set[str]:
+        """The inputs whose values say what is computed: they stay on the host."""
+        engine = self._plan(graph).engine
+        return {t.name for t in GRAPHS[graph].inputs if engine.is_shape_inference_io(t.name)}
+
+    def upload(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Placed]:
+        """Copy some of a graph's inputs to the device; -> where they lie. They are read when this returns."""
+        plan, shaping = self._plan(graph), self.shaping(graph) & inputs.keys()
+        places = {n: a.ctypes.data if n in shaping else self._upload(plan, n, a) for n, a in inputs.items()}
+        if len(shaping) < len(inputs):
+            self._device.synchronize()
+        return {name: (places[name], array.shape) for name, array in inputs.items()}
+
+    def run(
+        self, graph: str, inputs: Mapping[str, Placed], reader: int
+    ) -> dict[str, tuple[Memory, tuple[int, ...]]]:
+        """Queue a run on what lies on the device; -> its float32 outputs, each in memory of its own that ``reader`` reads.
+
+        Inputs are bound where they lie, unless they begin where no plan's tensor may.
+        """
+        plan, places, shaping = self._plan(graph), dict(inputs), self.shaping(graph)
+        for tensor in GRAPHS[graph].inputs:
+            address, shape = inputs[tensor.name]
+            if address % ALIGNED and tensor.name not in shaping:
+                nbytes = bytes_of(shape, np.dtype(tensor.dtype).itemsize)
+                places[tensor.name] = self._buffer(plan, tensor.name, nbytes)[0].address, shape
+                to, origin = (Block(at, nbytes, 1) for at in (places[tensor.name][0], address))
+                self._device.copy(to, origin, nbytes, 1, 1)
+        context = self._bound(graph, places)
+        shapes = self._shapes(graph, context, places)
+        outputs = {
+            n: self._device.allocate(bytes_of(s), f'the tensor "{n}"', reader) for n, s in shapes.items()
+        }
+        self._execute(graph, context, {n: memory.address for n, memory in outputs.items()}, places)
+        return {name: (outputs[name], shape) for name, shape in shapes.items()}
 
     # --- plans ---
 
@@ -218,6 +253,13 @@ class Plans:
         for name, (address, shape) in inputs.items():
             self._bind(graph, context, name, address, shape)
         return context
+
+    def _shapes(self, graph: str, context: Any, inputs: Mapping[str, Placed]) -> Shapes:
+        """The shapes of a graph's outputs for the inputs that are bound."""
+        shapes = {t.name: tuple(context.get_tensor_shape(t.name)) for t in GRAPHS[graph].outputs}
+        if any(size < 0 for shape in shapes.values() for size in shape):
+            raise self._failure(graph, inputs)
+        return shapes
 
     def _execute(
         self, graph: str, context: Any, outputs: Mapping[str, int], inputs: Mapping[str, Placed]
