@@ -72,8 +72,8 @@ class Stream:
         """Run what is queued, up to a piece of work."""
         while self._done < end:
             work = self._queued.popleft()
-            work()
             self._done += 1
+            work()
 
 
 @dataclass

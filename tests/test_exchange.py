@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,10 @@ pytest.importorskip("torch")
 
 from fake_driver import LEGACY, FakeDriver, Gpu, view
 from standard import standard_engine
+from test_guide import SECTIONS
 from test_tensorrt_runner import make_engine
 
+from tortoise_rt import backends
 from tortoise_rt.backends import dlpack
 from tortoise_rt.backends.exchange import DeviceArray
 from tortoise_rt.backends.fake import FakeEngine
@@ -277,6 +281,69 @@ builtins.kept = taken, untaken
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- the guide's programs ---
+
+
+class Taken(Interface):
+    """As pycuda's array of memory that another holds."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, base: Any, gpudata: int) -> None:
+        super().__init__(gpudata, np.empty(shape, dtype))
+        self.base = base
+
+
+def stand_ins(driver: FakeDriver) -> dict[str, Any]:
+    """As much of torch and pycuda as the guide uses, on the fake GPU."""
+    library = Library(driver)
+    stream = SimpleNamespace(cuda_stream=library.stream, handle=library.stream)
+    rng = np.random.default_rng(7)
+
+    def tensor(array: Array, device: str) -> Capsule:
+        assert device == "cuda"
+        return Capsule(library.put(array), array)
+
+    torch = SimpleNamespace(
+        cuda=SimpleNamespace(Stream=lambda: stream, stream=contextlib.nullcontext),
+        zeros=lambda shape, device: tensor(np.zeros(shape, np.float32), device),
+        randn=lambda shape, device: tensor(rng.standard_normal(shape).astype(np.float32), device),
+        from_dlpack=lambda array: dlpack.opened(array.__dlpack__(stream=library.stream)),
+    )
+    gpuarray = SimpleNamespace(
+        to_gpu_async=lambda array, stream: Interface(library.put(array), array, stream=None), GPUArray=Taken
+    )
+    driver_module = SimpleNamespace(Stream=lambda: stream)
+    pycuda = SimpleNamespace(autoprimaryctx=None, driver=driver_module, gpuarray=gpuarray)
+    return {
+        "torch": torch, "pycuda": pycuda, "pycuda.autoprimaryctx": pycuda, "pycuda.driver": driver_module,
+        "pycuda.gpuarray": gpuarray, "library": library,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_guide_s_programs(
+    engine: TensorRTEngine, plain: Engine, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    program = [block.text for block in SECTIONS["Arrays on a GPU"] if block.kind == "py"][number]
+    modules = stand_ins(driver)
+    library = modules.pop("library")
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(backends, "open_engine", lambda path: engine)
+    made: dict[str, Any] = {}
+    exec(program, made)
+    found = library.get(made["wav"])
+    library.wait()
+    rng = np.random.default_rng(7 if number == 0 else 0)
+    noise = rng.standard_normal((1, 64, 94)).astype(np.float32)
+    wanted = plain.run("univnet", mel=np.zeros((1, 100, 94), np.float32), noise=noise)[0]
+    assert wanted.shape == (1, 24064) and relative_error(found, wanted) <= 1e-6
+    if number == 0:
+        assert made["sound"][:2] == (made["wav"].memory.address, (1, 24064))
+    else:
+        assert made["sound"].__cuda_array_interface__["data"][0] == made["wav"].memory.address
+        np.testing.assert_array_equal(made["heard"], found)
 
 
 # --- what is refused ---

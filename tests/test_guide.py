@@ -54,10 +54,12 @@ CC = (
     "cc -x c -std=c99 -Wall -Wextra -Werror -Icapi/include -Lcapi/lib -Wl,-rpath,$PWD/capi/lib -o program "
     "-Wl,--no-as-needed -ltortoise_rt"
 )
+PARSES = f"{sys.executable} -c 'import ast, sys; ast.parse(sys.stdin.read())'"
 #: kind of a block -> (command, exit status) of what it says; C comes behind "capi build -o capi"
 RUNS: dict[str, Callable[[str], list[tuple[str, int]]]] = {
     "console": commands,
     "python": lambda text: [(f"{sys.executable} - <<'EOF'\n{text}\nEOF", 0)],
+    "py": lambda text: [(f"{PARSES} <<'EOF'\n{text}\nEOF", 0)],  # of a GPU's: run in test_exchange.py
     "c": lambda text: [(f"{CC} - <<'EOF' && ./program\n{text}\nEOF", 0)],
 }
 SECTIONS = sections(GUIDE.read_text("utf-8"))

@@ -93,7 +93,10 @@ def capsule(address: int, shape: tuple[int, ...], device: int, holder: Any) -> A
 
 def opened(given: Any) -> Opened:
     """What a capsule holds. It is not taken: its owner gives the array back when the capsule ends."""
-    tensor = _Managed.from_address(_pointer(id(given), NAME)).tensor
+    try:
+        tensor = _Managed.from_address(_pointer(id(given), NAME)).tensor
+    except ValueError:
+        raise EngineError("an array gives no capsule of DLPack's first version: update its library") from None
     if tensor.kind not in KINDS or tensor.lanes != 1:
         raise EngineError("an array of this type cannot be shared: give float32 or int64")
     dtype, shape = np.dtype(f"{KINDS[tensor.kind]}{tensor.bits // 8}"), tuple(tensor.shape[: tensor.axes])

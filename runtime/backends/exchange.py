@@ -103,28 +103,31 @@ class _Shared:
 def run(
     plans: Plans, device: Device, dims: Dims, spec: GraphSpec, inputs: Mapping[str, Any], stream: int
 ) -> tuple[DeviceArray, ...]:
-    """As ``Engine.run_on_device``, in a turn of the device's. Raises EngineError for what the graph does not take."""
+    """As ``Engine.run_on_device``. Raises EngineError for what the graph does not take."""
     stream = stream or DEFAULT_STREAM  # some call it 0
-    shared = {name: _shared(value, stream) for name, value in inputs.items()}
+    shared = {
+        name: _shared(value, stream) for name, value in inputs.items()
+    }  # which another engine may have a part in
     theirs = {name: array for name, array in shared.items() if array is not None}
     own = {name: np.asarray(inputs[name]) for name in inputs.keys() - theirs.keys()}
     shapes = {name: array.place.shape for name, array in theirs.items()}
     check_shapes(spec, dims, shapes | {name: array.shape for name, array in own.items()})
-    for tensor in spec.inputs:
-        if tensor.name in own:
-            own[tensor.name] = converted(spec, tensor, own[tensor.name])
-        else:
-            _check(device, spec, tensor, theirs[tensor.name])
-    for name in plans.shaping(spec.name) & theirs.keys():
-        raise EngineError(f'graph "{spec.name}": {name} says what is computed: give an array of the host')
-    places = plans.upload(spec.name, own)
-    streams = {stream, *(array.stream for array in theirs.values() if array.stream)}
-    for other in streams:
-        device.order(other, device.stream)
-    places |= {name: (array.place.address, array.place.shape) for name, array in theirs.items()}
-    made = plans.run(spec.name, places, stream)
-    for other in streams:  # before what was read is used for something else
-        device.order(device.stream, other)
+    with device.turn():
+        for tensor in spec.inputs:
+            if tensor.name in own:
+                own[tensor.name] = converted(spec, tensor, own[tensor.name])
+            else:
+                _check(device, spec, tensor, theirs[tensor.name])
+        for name in plans.shaping(spec.name) & theirs.keys():
+            raise EngineError(f'graph "{spec.name}": {name} says what is computed: give an array of the host')
+        places = plans.upload(spec.name, own)
+        streams = {stream, *(array.stream for array in theirs.values() if array.stream)}
+        for other in streams:
+            device.order(other, device.stream)
+        places |= {name: (array.place.address, array.place.shape) for name, array in theirs.items()}
+        made = plans.run(spec.name, places, stream)
+        for other in streams:  # before what was read is used for something else
+            device.order(device.stream, other)
     return tuple(DeviceArray(*made[tensor.name], stream, device) for tensor in spec.outputs)
 
 

@@ -126,8 +126,7 @@ class TensorRTEngine(Engine):
     def _run_on_device(
         self, spec: GraphSpec, stream: int, inputs: Mapping[str, Any]
     ) -> tuple[DeviceArray, ...]:
-        with self._device.turn():
-            return exchange.run(self._plans, self._device, self.dims, spec, inputs, stream)
+        return exchange.run(self._plans, self._device, self.dims, spec, inputs, stream)
 
     @staticmethod
     def _join(tensor: TensorSpec, parts: list[Array]) -> Array:
