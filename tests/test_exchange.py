@@ -143,6 +143,17 @@ def test_memory_is_free_once_its_reader_has_read(
     assert relative_error(found, plain.run("univnet", **inputs)[0]) <= 1e-6
 
 
+def test_a_plan_ends_behind_what_it_runs(engine: TensorRTEngine, standard_graphs: EngineInfo) -> None:
+    """Released, or dropped with its engine, while nobody has waited for the output."""
+    noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
+    wanted = engine.run("rlg_auto", noise=noise)[0]
+    (released,) = engine.run_on_device("rlg_auto", noise=noise)
+    engine.release("rlg_auto")
+    (dropped,) = make_engine(standard_graphs).run_on_device("rlg_auto", noise=noise)
+    for latent in (released, dropped):
+        np.testing.assert_array_equal(latent.numpy(), wanted)
+
+
 # --- DLPack ---
 
 

@@ -100,9 +100,8 @@ class Device:
         version = self._check("ask the driver's version", driver.cuDriverGetVersion())
         self.driver = f"CUDA {version // 1000}.{version % 1000 // 10}"
         with self.turn():
-            self._stream = self._check(
-                "make a stream", driver.cuStreamCreate(1)
-            )  # 1: does not wait for stream 0
+            own = 1  # which does not wait for the default stream
+            self._stream = self._check("make a stream", driver.cuStreamCreate(own))
             self._event = self._check("make an event", driver.cuEventCreate(_WITHOUT_TIMES))
         self.stream = int(self._stream)
 

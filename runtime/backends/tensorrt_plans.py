@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,9 +63,11 @@ class Plans:
         self._plans: dict[str, _Plan] = {}
         self._scratch = device.allocate(LEAST_BUFFER, "a start")  # what all plans compute in
         self.replays = Replays(device)
+        weakref.finalize(self, _finish, device).atexit = False
 
     def release(self, graph: str) -> None:
-        """Give back what a graph holds."""
+        """Give back what a graph holds, behind what is queued."""
+        self._device.synchronize()
         self._plans.pop(graph, None)
         self.replays.clear()  # some of it may be the graph's
 
@@ -273,6 +277,12 @@ class Plans:
         own = {tensor.name for tensor in GRAPHS[graph].inputs}
         shapes = ", ".join(f"{name} {shape}" for name, (_, shape) in inputs.items() if name in own)
         return EngineError(f'graph "{graph}" failed on {shapes}: {self._messages.last()}')
+
+
+def _finish(device: Device) -> None:
+    """Wait for what was queued, before the plans that run it are dropped."""
+    with contextlib.suppress(EngineError), device.turn():
+        device.synchronize()
 
 
 def bytes_of(shape: tuple[int, ...], item: int = 4) -> int:
