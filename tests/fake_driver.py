@@ -73,7 +73,12 @@ class Stream:
         while self._done < end:
             work = self._queued.popleft()
             self._done += 1
-            work()
+            try:
+                work()
+            except BaseException:  # what is behind a fault does not run
+                self._done += len(self._queued)
+                self._queued.clear()
+                raise
 
 
 @dataclass

@@ -15,7 +15,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
-from fake_driver import LEGACY, FakeDriver, Gpu
+from fake_driver import LEGACY, FakeDriver, Gpu, view
 from sharing import Capsule, Interface, Library, stand_ins
 from standard import standard_engine
 from test_guide import SECTIONS
@@ -53,8 +53,9 @@ def given(engine: Engine, graph: str, frames: int = 20, seed: int = 0) -> dict[s
 
 @pytest.mark.parametrize("way", [Interface, Capsule])
 @pytest.mark.parametrize("before", [0, 12])  # aligned as plans want it, and not
+@pytest.mark.parametrize("first", ["caller", "engine"])  # whose stream runs
 def test_arrays_of_a_stream_come_and_go_without_the_host(
-    engine: TensorRTEngine, plain: Engine, driver: FakeDriver, way: Any, before: int
+    engine: TensorRTEngine, plain: Engine, driver: FakeDriver, way: Any, before: int, first: str
 ) -> None:
     """Inputs are still to be written when the engine is called; outputs still to be computed when they are read."""
     inputs, gpu = given(engine, "univnet"), driver.gpus[0]
@@ -68,6 +69,9 @@ def test_arrays_of_a_stream_come_and_go_without_the_host(
         library.free(place - before)
     found = library.get(wav)
     assert gpu.waited == waited and (found == -1).all()
+    if first == "engine":
+        with engine._device.turn():
+            engine._device.synchronize()
     library.wait()
     assert relative_error(found, plain.run("univnet", **inputs)[0]) <= 1e-6
     if way is Capsule:
@@ -151,6 +155,15 @@ def test_a_plan_ends_behind_what_it_runs(engine: TensorRTEngine, standard_graphs
     (dropped,) = make_engine(standard_graphs).run_on_device("rlg_auto", noise=noise)
     for latent in (released, dropped):
         np.testing.assert_array_equal(latent.numpy(), wanted)
+
+
+def test_the_host_sees_what_a_library_has_changed(engine: TensorRTEngine, driver: FakeDriver) -> None:
+    noise, library = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32), Library(driver)
+    (latent,) = engine.run_on_device("rlg_auto", stream=library.stream, noise=noise)
+    place = latent.memory.address, latent.memory.nbytes
+    array = view(place[0], latent.shape, np.float32)
+    library.gpu.touch(library.stream, [place], lambda: array.__iadd__(1))
+    np.testing.assert_array_equal(latent.numpy(), engine.run("rlg_auto", noise=noise)[0] + 1)
 
 
 # --- DLPack ---

@@ -128,7 +128,7 @@ def test_a_call_that_failed_leaves_nothing_in_the_way(
     """What it had queued reads the host's memory still, when the next call wants more of it."""
     engine, rng = make_engine(info), np.random.default_rng(0)
     few, many = (
-        random_inputs(GRAPHS["univnet"], engine.dims, {"rows": 1, "frames": frames}, rng)
+        random_inputs(GRAPHS["univnet"], engine.dims, {"rows": 1, "frames": frames, "codes": 1}, rng)
         for frames in (8, 300)
     )
     with monkeypatch.context() as patch:
