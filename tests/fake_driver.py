@@ -231,7 +231,7 @@ class FakeDriver:
             return CUresult.CUDA_ERROR_OUT_OF_MEMORY, 0
         gpu.room -= nbytes
         if gpu.reuses and gpu.spare.get(nbytes):
-            memory = gpu.spare[nbytes].pop()
+            memory = gpu.spare[nbytes].pop(0)
         else:
             array = np.full(nbytes + 512, 0xFF, np.uint8)  # NaN
             memory = array[-array.ctypes.data % 256 :][:nbytes]

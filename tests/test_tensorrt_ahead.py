@@ -142,6 +142,22 @@ def test_a_released_graph_gives_back_what_its_loop_held(standard_graphs: EngineI
     np.testing.assert_array_equal(again.codes, Pipeline(engine).synthesize(IDS, None, settings, seed=3).codes)
 
 
+def test_a_loop_goes_on_with_a_plan_that_was_loaded_again(standard_graphs: EngineInfo) -> None:
+    """In memory at the same addresses, it may be: what was recorded is of the plan that is no more."""
+    engine = make_engine(standard_graphs, ahead=True)
+    engine._device.gpu.reuses = True  # type: ignore[attr-defined]
+    cache, one = prompted(engine, 1), np.ones((1, 1), np.int64)
+    found, places = [], []
+    for _ in range(2):
+        cache.lengths[:] = 9
+        drawing = Drawing(np.zeros(engine.dims["ar.mel_codes"], bool), np.full(4, 0.3), ARSettings())
+        found.append(engine.ar_draw(cache, one, one, [drawing])[0])
+        places.append(engine._draws._staged[1].address)
+        engine.release("ar_step")
+    np.testing.assert_array_equal(*found)
+    assert places[0] == places[1]
+
+
 def prompted(engine: Engine, rows: int) -> KVCache:
     """A cache whose rows hold nine positions."""
     cache = engine.new_cache(rows, 60)
