@@ -101,14 +101,15 @@ def draws(
     drawings = [d and Drawing(d.seen.copy(), d.uniforms, d.settings) for d in given]
     for _ in range(most):
         ahead.draw_codes_ref(logits, drawings, steps, wanted, DIMS["ar.start_code"], DIMS["ar.stop_code"])
-    plans: Any = _Given(device, {"logits": logits})
-    loop = Draws(plans, device, kernels, DIMS)
     codes, lengths = np.zeros((ROWS, 1), np.int64), np.full(ROWS, 9)
     cache = {"key_0": (0, (ROWS, 1))}  # which only a network reads
-    for call in range(CALLS):
-        start = time.perf_counter()
-        drawn, _ = loop.draw(codes, codes, lengths, given, cache, most, 64)
-        yield call, np.array_equal(drawn, wanted), time.perf_counter() - start
+    with device.turn():
+        plans: Any = _Given(device, {"logits": logits})
+        loop = Draws(plans, device, kernels, DIMS)
+        for call in range(CALLS):
+            start = time.perf_counter()
+            drawn, _ = loop.draw(codes, codes, lengths, given, cache, most, 64)
+            yield call, np.array_equal(drawn, wanted), time.perf_counter() - start
 
 
 def updates(device: Device, kernels: Mapping[str, Kernel], guided: bool) -> Iterator[tuple[int, float]]:
@@ -121,9 +122,10 @@ def updates(device: Device, kernels: Mapping[str, Kernel], guided: bool) -> Iter
     wanted = x.copy(), last.copy()
     for step, of_step in zip(steps, noise, strict=True):
         ahead.denoising_update_ref(*wanted, out, of_step, step)
-    plans: Any = _Given(device, {"out": out})
-    loop = Denoising(plans, device, kernels, DIMS)
     aligned, free = np.zeros((1, FRAMES, dim), np.float32), np.zeros(dim, np.float32)
-    for call in range(CALLS):
-        found = loop.denoise(x, last, aligned, free, steps, lambda i: noise[i])
-        yield call, max(float(np.abs(a - b).max()) for a, b in zip(found, wanted, strict=True))
+    with device.turn():
+        plans: Any = _Given(device, {"out": out})
+        loop = Denoising(plans, device, kernels, DIMS)
+        for call in range(CALLS):
+            found = loop.denoise(x, last, aligned, free, steps, lambda i: noise[i])
+            yield call, max(float(np.abs(a - b).max()) for a, b in zip(found, wanted, strict=True))
