@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 
 from tortoise_rt.backends.tensorrt_library import Messages
-from tortoise_rt.errors import EngineError, suggest
+from tortoise_rt.errors import EngineError
 from tortoise_rt.profiles import profiles, wanted_values
 from tortoise_rt.spec import GRAPHS, Dims
 
@@ -29,9 +29,7 @@ class Build:
     """How plans are built."""
 
     library: Any  #: the module
-    capabilities: Sequence[
-        str
-    ] = ()  #: compute capabilities to build for; empty: this GPU, or all that the library can
+    capabilities: Sequence[str] = ()  #: compute capabilities to build for; empty: this GPU
     workspace_mib: int = WORKSPACE_MIB
     timing_cache: Path | None = (
         None  #: where what was timed is kept from build to build, if the library times
@@ -69,17 +67,6 @@ def capability_names(library: Any) -> Mapping[str, Any]:
     known = getattr(library, "ComputeCapability", None)
     members = getattr(known, "__members__", {})
     return {f"{n[2:-1]}.{n[-1]}": value for n, value in members.items() if n.startswith("SM")}
-
-
-def check_capabilities(library: Any, wanted: Sequence[str]) -> None:
-    """Raise an EngineError for compute capabilities that the library does not build for."""
-    known = capability_names(library)
-    for capability in wanted:
-        if capability not in known:
-            raise EngineError(
-                f"{library.__name__} {library.__version__} does not build for compute capability {capability!r}. "
-                f"{suggest(capability, known)}"
-            )
 
 
 def _check_inputs_used(graph: str, model: Path) -> None:

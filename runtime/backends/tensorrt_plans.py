@@ -15,6 +15,7 @@ from ..errors import BundleError, EngineError
 from ..spec import GRAPHS
 from .device import Device, Memory
 from .replays import Replays
+from .tensorrt_compiled import Compiled
 from .tensorrt_library import Messages
 
 LEAST_BUFFER = 256  #: bytes
@@ -28,6 +29,7 @@ class _Plan:
     """A graph that is loaded."""
 
     engine: Any
+    way: Any  #: of setting it up
     profiles: list[
         dict[str, tuple[Any, Any, Any]]
     ]  #: of each, the least, usual and most shape of every input
@@ -51,12 +53,14 @@ class Plans:
         library: Any,
         device: Device,
         check_files: Callable[[], None],
+        kept: Path | None = None,
     ) -> None:
-        """files: graph -> plan in ``folder``; library: the module; check_files: see ``OnnxEngine``."""
+        """files: graph -> plan in ``folder``; library: the module; check_files: see ``OnnxEngine``; kept: see ``Compiled``."""
         self._folder, self._files, self._check_files = folder, files, check_files
         self._library, self._device = library, device
         self._messages = Messages(library)
         self._runtime = library.Runtime(self._messages.logger)
+        self._compiled = Compiled(library, kept, device.use)
         self._plans: dict[str, _Plan] = {}
         self._scratch = device.allocate(LEAST_BUFFER, "a start")  # what all plans compute in
         self.replays = Replays(device)
@@ -132,7 +136,7 @@ class Plans:
                 {name: engine.get_tensor_profile_shape(name, number) for name in free}
                 for number in range(engine.num_optimization_profiles)
             ]
-            self._plans[graph] = _Plan(engine, profiles)
+            self._plans[graph] = _Plan(engine, self._compiled.way(engine), profiles)
         return self._plans[graph]
 
     def _profile(self, graph: str, inputs: Shapes) -> int:
@@ -157,9 +161,7 @@ class Plans:
             if needed > self._scratch.nbytes:
                 self._grow()
                 self._scratch = self._device.allocate(needed, f'graph "{graph}"')
-            context = engine.create_execution_context(
-                self._library.ExecutionContextAllocationStrategy.USER_MANAGED
-            )
+            context = engine.create_execution_context(plan.way)
             if context is None or not context.set_optimization_profile_async(profile, self._device.stream):
                 raise EngineError(f'graph "{graph}" cannot be set up: {self._messages.last()}')
             plan.contexts[profile] = context
