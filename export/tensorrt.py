@@ -7,6 +7,7 @@ for; TensorRT for RTX needs none, and its plans are finished where they are load
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,10 @@ from tortoise_rt.errors import EngineError
 from tortoise_rt.profiles import profiles, wanted_values
 from tortoise_rt.spec import GRAPHS, Dims
 
+from .onnx.standard import WEIGHTS_ONLY
+
 WORKSPACE_MIB = 4096  #: most that one layer may take while the library looks for the fastest way
+MOST_CODE = 64 << 20  #: bytes of a plan that are no weights
 
 Steps = Callable[[str, int, int], None]  #: called with (phase, done, total)
 
@@ -39,13 +43,14 @@ class Build:
 def build_plan(graph: str, model: Path, plan: Path, dims: Dims, build: Build, steps: Steps) -> None:
     """Build ``model``, a standard graph, into ``plan``.
 
-    Raises EngineError when the library cannot parse or build it, and when an input of the graph would have no effect.
+    Raises EngineError when the library cannot parse or build it, when an input of the graph would have no effect, and when
+    weights of eight bits became wider. Nothing else falls back to another type: networks are strongly typed.
     """
     _check_inputs_used(graph, model)
     library = build.library
     messages = Messages(library)
     builder = library.Builder(messages.logger)
-    network = builder.create_network(_network_flags(library))
+    network = builder.create_network(network_flags(library))
     parser = library.OnnxParser(network, messages.logger)
     if not parser.parse_from_file(str(model)):
         raise EngineError(f'{library.__name__} cannot parse graph "{graph}": {_parse_errors(parser)}')
@@ -60,6 +65,7 @@ def build_plan(graph: str, model: Path, plan: Path, dims: Dims, build: Build, st
     if serialized is None:
         raise EngineError(f'{library.__name__} cannot build graph "{graph}": {messages.last()}')
     plan.write_bytes(serialized)
+    check_weights_kept(graph, model, plan.stat().st_size, library)
 
 
 def capability_names(library: Any) -> Mapping[str, Any]:
@@ -77,14 +83,27 @@ def _check_inputs_used(graph: str, model: Path) -> None:
         raise EngineError(f'graph "{graph}" does not use its inputs {", ".join(unused)}')
 
 
-def _network_flags(library: Any) -> int:
+def check_weights_kept(graph: str, model: Path, size: int, library: Any) -> None:
+    """Raise an EngineError if a plan of ``size`` bytes holds the weights that the graph has in eight bits in more."""
+    tensors = onnx.load(model, load_external_data=False).graph.initializer
+    narrow = sum(math.prod(tensor.dims) for tensor in tensors if tensor.data_type in WEIGHTS_ONLY.values())
+    whole = sum(file.stat().st_size for file in (model, model.with_suffix(".data")) if file.exists())
+    if narrow and size - whole > max(narrow // 2, MOST_CODE):
+        raise EngineError(
+            f'{library.__name__} {library.__version__} keeps weights of graph "{graph}" in more than their eight bits here '
+            f"({size >> 20} MiB, not {whole >> 20}): use --precision fp16"
+        )
+
+
+def network_flags(library: Any) -> int:
     """Strongly typed, where that has to be asked for."""
     flag = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
 
 def _parse_errors(parser: Any) -> str:
-    return "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or "it gives no reason"
+    said = (" ".join(parser.get_error(i).desc().split()) for i in range(parser.num_errors))
+    return "; ".join(said) or "it gives no reason"
 
 
 def _config(builder: Any, build: Build) -> Any:
@@ -151,10 +170,18 @@ def _timing_cache(config: Any, path: Path | None) -> Iterator[None]:
     if path is None or not hasattr(config, "create_timing_cache"):
         yield
         return
-    cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    for before in (
+        path.read_bytes() if path.exists() else b"",
+        b"",
+    ):  # what is damaged, or of another GPU, is refused
+        cache = config.create_timing_cache(before)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            break
     yield
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_bytes(config.get_timing_cache().serialize())
-    temporary.replace(path)
+    with contextlib.suppress(
+        OSError
+    ):  # one that cannot be written costs time at the next export, nothing else
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".partial")
+        temporary.write_bytes(config.get_timing_cache().serialize())
+        temporary.replace(path)

@@ -22,6 +22,7 @@ from tortoise_rt.backends.cubins import WARP, argument_types, nearest
 from tortoise_rt.backends.device import Device, Kernel
 from tortoise_rt.backends.replays import Replays
 from tortoise_rt.backends.tensorrt_ahead import Staged
+from tortoise_rt.backends.tensorrt_library import RTX_CAPABILITIES
 from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Engine
 from tortoise_rt.errors import MissingDependency
@@ -229,12 +230,9 @@ def exported(checkpoints: Path, target: str, module: str, precision: str) -> Ite
         start = time.perf_counter()
         arguments: Row = {}
         if target == "tensorrt-rtx":  # building for all kinds of GPU would take longer
-            from tortoise_rt.export.tensorrt import capability_names
-
             own = Device().compute_capability
-            names = capability_names(importlib.import_module(module))
-            if own not in names:
-                raise _Skip(f"{module} does not build for compute capability {own}")
+            if own not in RTX_CAPABILITIES:
+                raise _Skip(f"{module} is not for compute capability {own}")
             arguments = {"compute_capabilities": [own]}
         export_bundle(
             checkpoints, Path(folder) / "bundle", target=target, precision=precision, check=False, **arguments
