@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import sys
 import threading
 from dataclasses import replace
@@ -19,7 +17,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
 from fake_driver import FakeDriver
-from fake_gpu import FakeContext, FakeDevice, FakeLibrary, FakePlan, fake_kernels
+from fake_gpu import FakeDevice, FakeLibrary, fake_kernels
 from standard import DATA, standard_engine
 from test_standard_graphs import ragged
 
@@ -245,110 +243,6 @@ def test_a_whole_clip(engine: TensorRTEngine, plain: Engine) -> None:
     )
     assert np.array_equal(ours.codes, theirs.codes)
     assert relative_error(ours.wavs[0], theirs.wavs[0]) <= 1e-3
-
-
-# --- what is compiled where plans run ---
-
-
-class RtxLibrary(FakeLibrary):
-    """As TensorRT for RTX: what has run once is in a cache, of one line for each graph."""
-
-    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY=0, EAGER=1)
-
-    def Runtime(self, logger: Any) -> Any:
-        return SimpleNamespace(deserialize_cuda_engine=lambda plan: RtxPlan(self, plan, logger))
-
-
-class RtxCache:
-    def __init__(self) -> None:
-        self.held = b""
-
-    def deserialize(self, blob: bytes) -> bool:
-        fits = blob.endswith(b"\n")
-        self.held = blob if fits else b""
-        return fits
-
-    def serialize(self) -> bytes:
-        return self.held
-
-
-class RtxConfig:
-    dynamic_shapes_kernel_specialization_strategy = 0
-    create_runtime_cache = RtxCache
-
-    def set_execution_context_allocation_strategy(self, strategy: int) -> None:
-        self.allocation = strategy
-
-    def set_runtime_cache(self, cache: RtxCache) -> None:
-        self.cache = cache
-
-
-class RtxPlan(FakePlan):
-    create_runtime_config = RtxConfig
-
-    def create_execution_context(self, config: RtxConfig) -> FakeContext:  # type: ignore[override]
-        assert config.dynamic_shapes_kernel_specialization_strategy == 1
-        line = self.graph.encode() + b"\n"
-        if hasattr(config, "cache") and line not in config.cache.held:
-            config.cache.held += line
-        return super().create_execution_context(config.allocation)
-
-
-def make_rtx(info: EngineInfo, kept: Path | None) -> TensorRTEngine:
-    made, files = FakeDevice(), {graph: f"{graph}.onnx" for graph in GRAPHS}
-    library = RtxLibrary(Path(info.source), info.dims, made)
-    return TensorRTEngine(Path(info.source), info, files, library, made, kept=kept)
-
-
-def test_what_was_compiled_is_kept(
-    info: EngineInfo, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """When an engine goes, in one file for its graphs; the next one begins with it, unless it is of another machine."""
-    caplog.set_level("INFO", "tortoise_rt")
-    kept = tmp_path / "compiled" / "key"
-    noises = {
-        graph: np.ones((1, info.dims[f"{graph}.dim"]), np.float32) for graph in ("rlg_auto", "rlg_diffuser")
-    }
-    for held in (b"rlg_auto\nrlg_diffuser\n", b"rlg_auto\nrlg_diffuser\n"):
-        engine = make_rtx(info, kept)
-        for graph, noise in noises.items():
-            engine.run(graph, noise=noise)
-        del engine
-        gc.collect()
-        assert kept.read_bytes() == held and [*kept.parent.iterdir()] == [kept]
-    kept.write_bytes(b"of another GPU")
-    engine = make_rtx(info, kept)
-    engine.run("rlg_auto", noise=noises["rlg_auto"])
-    del engine
-    gc.collect()
-    assert kept.read_bytes() == b"rlg_auto\n"
-    assert "key is not for this machine: kernels are compiled anew" in caplog.text
-
-
-def test_a_cache_that_cannot_be_written(
-    info: EngineInfo, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", "tortoise_rt")
-    (tmp_path / "compiled").write_text("in the way")
-    noise = np.ones((1, info.dims["rlg_auto.dim"]), np.float32)
-    for kept in (tmp_path / "compiled" / "key", None):
-        engine = make_rtx(info, kept)
-        assert np.isfinite(engine.run("rlg_auto", noise=noise)[0]).all()
-        del engine
-        gc.collect()
-    assert caplog.text.count("what was compiled for this GPU is not kept in") == 1
-
-
-def test_few_files_are_kept(info: EngineInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tortoise_rt.backends.tensorrt_compiled.MOST_KEPT", 3)
-    for number in range(6):
-        (tmp_path / str(number)).write_bytes(b"")
-        os.utime(tmp_path / str(number), (number, number))
-    engine = make_rtx(info, tmp_path / "key")
-    engine.run("rlg_auto", noise=np.ones((1, info.dims["rlg_auto.dim"]), np.float32))
-    del engine
-    gc.collect()
-    assert {path.name for path in tmp_path.iterdir()} == {"4", "5", "key"}
 
 
 # --- bundles ---

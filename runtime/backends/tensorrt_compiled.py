@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-import weakref
-from collections.abc import Callable
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ log = logging.getLogger("tortoise_rt")
 
 
 class Compiled:
-    """How a library's plans are set up. What it compiles is written down when this ends, or else the program."""
+    """How a library's plans are set up. Not for several threads at a time."""
 
-    def __init__(self, library: Any, kept: Path | None, use: Callable[[], None]) -> None:
-        """kept: the file that what was compiled is kept in, if any; use: makes the GPU the thread's."""
+    def __init__(self, library: Any, kept: Path | None = None) -> None:
+        """kept: the file that what was compiled is kept in, if any."""
         self._own = library.ExecutionContextAllocationStrategy.USER_MANAGED
         self._strategies = getattr(library, "DynamicShapesKernelSpecializationStrategy", None)
-        self._kept, self._use, self._cache = kept, use, None
+        self._kept, self._cache = kept, None
+        self._known: set[int] = set()  # of works, by hash
 
     def way(self, engine: Any) -> Any:
         """What ``engine.create_execution_context`` takes for memory of ours; to be held as long as the engine."""
@@ -38,9 +38,16 @@ class Compiled:
             if self._cache is None:  # all engines share one
                 self._cache = config.create_runtime_cache()
                 _read(self._cache, self._kept)
-                weakref.finalize(self, _write, self._cache, self._kept, self._use)
             config.set_runtime_cache(self._cache)
         return config
+
+    def ran(self, work: Hashable) -> None:
+        """Some work, shapes and all, was queued. Each time that the number of different ones doubles, what was compiled
+        is written down: so a program that is killed leaves most of it, and few of many shapes cost a file each."""
+        if self._cache is not None and self._kept is not None and hash(work) not in self._known:
+            self._known.add(hash(work))
+            if len(self._known).bit_count() == 1:
+                _write(self._cache, self._kept)
 
 
 def _read(cache: Any, path: Path) -> None:
@@ -50,20 +57,17 @@ def _read(cache: Any, path: Path) -> None:
             log.info("%s is not for this machine: kernels are compiled anew", path)
 
 
-def _write(cache: Any, path: Path, use: Callable[[], None]) -> None:
+def _write(cache: Any, path: Path) -> None:
     """Readers see all of a file or nothing. A cache that cannot be written costs time at the next start, nothing else."""
     unfinished = path.with_name(f".{secrets.token_hex(8)}")
     try:
-        use()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         unfinished.write_bytes(cache.serialize())
         unfinished.replace(path)
         written = sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime_ns)
         for old in written[:-MOST_KEPT]:
             old.unlink()
-    except (
-        Exception
-    ) as error:  # it runs where nobody could catch it; the library's exceptions share no base class
+    except OSError as error:
         log.info("what was compiled for this GPU is not kept in %s: %s", path, error)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)

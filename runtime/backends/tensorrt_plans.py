@@ -60,7 +60,7 @@ class Plans:
         self._library, self._device = library, device
         self._messages = Messages(library)
         self._runtime = library.Runtime(self._messages.logger)
-        self._compiled = Compiled(library, kept, device.use)
+        self._compiled = Compiled(library, kept)
         self._plans: dict[str, _Plan] = {}
         self._scratch = device.allocate(LEAST_BUFFER, "a start")  # what all plans compute in
         self.replays = Replays(device)
@@ -228,6 +228,7 @@ class Plans:
             self._bind(graph, context, name, address)
         if not context.execute_async_v3(self._device.stream):
             raise self._failure(graph, inputs)
+        self._compiled.ran((graph, *(shape for _, shape in inputs.values())))
 
     def _failure(self, graph: str, inputs: Mapping[str, Placed]) -> EngineError:
         own = {tensor.name for tensor in GRAPHS[graph].inputs}
