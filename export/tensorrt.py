@@ -64,6 +64,10 @@ def build_plan(graph: str, model: Path, plan: Path, dims: Dims, build: Build, st
         serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise EngineError(f'{library.__name__} cannot build graph "{graph}": {messages.last()}')
+    if messages.unused:
+        raise EngineError(
+            f'{library.__name__} finds no use for inputs of graph "{graph}": {", ".join(messages.unused)}'
+        )
     plan.write_bytes(serialized)
     check_weights_kept(graph, model, plan.stat().st_size, library)
 

@@ -89,7 +89,7 @@ def test_weights_stay_in_eight_bits(tmp_path: Path, precision: str) -> None:
     half = build_products(tmp_path, "fp16", "8.9")
     assert half > 2 * 2 * 1024**2
     for capability in ("8.9", "12.0"):
-        assert build_products(tmp_path, precision, capability) < 0.55 * half
+        assert build_products(tmp_path, precision, capability) < 0.6 * half
 
 
 def test_what_the_library_is_for() -> None:
@@ -131,6 +131,17 @@ def test_an_input_that_nothing_reads(standard_graphs: EngineInfo, tmp_path: Path
     model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, [1]))
     path.write_bytes(model.SerializeToString())
     with pytest.raises(EngineError, match='graph "rlg_auto" does not use its inputs more'):
+        build_plan("rlg_auto", path, tmp_path / "a.plan", standard_graphs.dims, Build(rtx), silent)
+
+
+def test_an_input_that_has_no_effect(standard_graphs: EngineInfo, tmp_path: Path) -> None:
+    """A node reads it, and nothing reads that: so does the library say it, where the graph looks well."""
+    path = tmp_path / "rlg_auto.onnx"
+    model = onnx.load(Path(standard_graphs.source, path.name))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, [1]))
+    model.graph.node.append(onnx.helper.make_node("Neg", ["more"], ["less"]))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(EngineError, match='no use for inputs of graph "rlg_auto": more'):
         build_plan("rlg_auto", path, tmp_path / "a.plan", standard_graphs.dims, Build(rtx), silent)
 
 

@@ -86,39 +86,41 @@ def run_rows(engine: TensorRTEngine, rows: int, graph: str = "rlg_auto") -> None
 
 
 def test_what_was_compiled_is_kept(
-    info: EngineInfo, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    standard_graphs: EngineInfo, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In one file for all graphs, written when the number of shapes has doubled; the next engine begins with it."""
     caplog.set_level("INFO", "tortoise_rt")
     kept = tmp_path / "compiled" / "key"
-    engine, found = make_rtx(info, kept), []
+    engine, found = make_rtx(standard_graphs, kept), []
     for graph, rows in (("rlg_auto", 1), ("rlg_auto", 2), ("rlg_diffuser", 1), ("rlg_diffuser", 3)):
         for _ in range(4):  # as it is, recorded, and launched
             run_rows(engine, rows, graph)
         found.append(len(kept.read_bytes().splitlines()))
     assert found == [1, 2, 2, 4] and [*kept.parent.iterdir()] == [kept]
-    run_rows(make_rtx(info, kept), 4)
+    run_rows(make_rtx(standard_graphs, kept), 4)
     assert len(kept.read_bytes().splitlines()) == 5
     kept.write_bytes(b"of another GPU")
-    run_rows(make_rtx(info, kept), 1)
+    run_rows(make_rtx(standard_graphs, kept), 1)
     assert len(kept.read_bytes().splitlines()) == 1
     assert caplog.text.count("key is not for this machine: kernels are compiled anew") == 1
 
 
 def test_a_cache_that_cannot_be_written(
-    info: EngineInfo, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    standard_graphs: EngineInfo, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "tortoise_rt")
     (tmp_path / "compiled").write_text("in the way")
     for kept in (tmp_path / "compiled" / "key", None):
-        run_rows(make_rtx(info, kept), 1)
+        run_rows(make_rtx(standard_graphs, kept), 1)
     assert caplog.text.count("what was compiled for this GPU is not kept in") == 1
 
 
-def test_few_files_are_kept(info: EngineInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_files_are_kept(
+    standard_graphs: EngineInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tortoise_rt.backends.tensorrt_compiled.MOST_KEPT", 3)
     for number in range(6):
         (tmp_path / str(number)).write_bytes(b"")
         os.utime(tmp_path / str(number), (number, number))
-    run_rows(make_rtx(info, tmp_path / "key"), 1)
+    run_rows(make_rtx(standard_graphs, tmp_path / "key"), 1)
     assert {path.name for path in tmp_path.iterdir()} == {"4", "5", "key"}

@@ -64,6 +64,7 @@ class Library:
     def __init__(self, builds: bool = True) -> None:
         self.builds, self.configs, self.flags = builds, list[Config](), list[int]()
         self.timed = 0  # layers that no cache knew
+        self.says = ""
 
     def OnnxParser(self, network: Any, logger: Any) -> Any:
         return SimpleNamespace(parse_from_file=lambda path: True)
@@ -90,6 +91,7 @@ class Library:
         if config.cache is not None and b"MatMul\n" not in config.cache.held:
             config.cache.held += b"MatMul\n"
             self.timed += 1
+        self.logger.log(2, self.says)
         if not self.builds:
             self.logger.log(1, "no way was found\nin 3 places")
         return b"plan" if self.builds else None
@@ -132,6 +134,14 @@ def test_a_build_that_fails(standard_graphs: EngineInfo, tmp_path: Path) -> None
     with pytest.raises(EngineError) as caught:
         build(standard_graphs, tmp_path, Library(builds=False))
     assert str(caught.value) == 'tensorrt cannot build graph "rlg_auto": no way was found'
+    assert not (tmp_path / "a.plan").exists()
+
+
+def test_an_input_that_the_library_drops(standard_graphs: EngineInfo, tmp_path: Path) -> None:
+    library = Library()
+    library.says = "[RemoveDeadLayers] Input Tensor noise is unused or used only at compile-time, but is not being removed."
+    with pytest.raises(EngineError, match='^tensorrt finds no use for inputs of graph "rlg_auto": noise$'):
+        build(standard_graphs, tmp_path, library)
     assert not (tmp_path / "a.plan").exists()
 
 

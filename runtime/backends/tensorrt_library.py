@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleMismatch, MissingDependency
@@ -19,6 +20,8 @@ LIBRARIES = {
 }
 #: compute capabilities that TensorRT for RTX is for. It knows 7.5 as well, but multiplies no matrices of float32 there
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
+#: the warning that an input has no effect, which is all that is said of it
+UNUSED = re.compile(r"Input Tensor (\S+) is unused")
 log = logging.getLogger("tortoise_rt")
 
 
@@ -76,6 +79,9 @@ class Messages:
 
     def __init__(self, library: Any) -> None:
         self._last = ""
+        self.unused: list[
+            str
+        ] = []  #: inputs of networks that have no effect, as far as the library found them out
         severity = library.ILogger.Severity
         levels = {
             severity.INTERNAL_ERROR: logging.ERROR,
@@ -92,6 +98,7 @@ class Messages:
                 level = levels.get(severity, logging.DEBUG)
                 if level == logging.ERROR:  # it becomes an exception; a line of its own would say it twice
                     messages._last, level = message.strip(), logging.DEBUG
+                messages.unused.extend(UNUSED.findall(message))
                 log.log(level, "%s: %s", library.__name__, message)
 
         self.logger = Logger()
