@@ -36,8 +36,8 @@ from .graph_files import Job, Progress, Steps, build_plans, forms, write_graphs
 from .kernels import can_compile, compile_kernels
 from .parity import GraphParity, check_graphs, require_parity
 from .publish import bundle_files, locked, publish, restore
-from .targets import AUTO, describe, find_gpu, find_target
-from .tensorrt import WORKSPACE_MIB, check_capabilities
+from .targets import AUTO, choose_capabilities, describe, find_gpu, find_target
+from .tensorrt import WORKSPACE_MIB
 
 AUTO_BYTES = 1.7  #: of every form of the graphs, for each byte of weights
 PLAN_BYTES = 2.0  #: of graphs and of plans built from them
@@ -70,7 +70,7 @@ def export_bundle(
     ``record_source`` keeps the checkpoint folder's path in the manifest, for verify and the torch backend.
     ``precision`` is one that the target has; for the CPU also AUTO: what is fastest here and near enough to fp32, graph
     by graph (see ``export.tune``; the manifest's "tuning" has what was measured). ``compute_capabilities``, as "8.9",
-    are what tensorrt-rtx builds for, all that it can by default; ``workspace_mib`` is the most memory that a layer may
+    are what tensorrt-rtx builds for, all that it and the precision can by default; ``workspace_mib`` is the most memory that a layer may
     take while plans are built. Plans are compared where there is a GPU; the graphs that they are built from always.
     ``tokenizer`` is the tokenizer.json to take along; by default the one beside the checkpoints, if any.
     Written under a temporary name beside ``output`` and renamed when complete, under a lock. Raises
@@ -79,9 +79,10 @@ def export_bundle(
     """
     chosen_target = find_target(target, precision, compute_capabilities)
     library, gpu = find_gpu(chosen_target)
-    if compute_capabilities:
-        check_capabilities(library, compute_capabilities)
-    job = Job(chosen_target, precision, library, gpu, tuple(compute_capabilities), workspace_mib)
+    capabilities = choose_capabilities(chosen_target, precision, library, gpu, compute_capabilities)
+    if gpu is not None and gpu.compute_capability not in capabilities:
+        gpu = None  # it cannot run what is built
+    job = Job(chosen_target, precision, library, gpu, capabilities, workspace_mib)
     source = Checkpoints(checkpoints)
     output = Path(output).resolve()
     chosen = _check_tokenizer(tokenizer, source.folder / "tokenizer.json")
@@ -222,12 +223,13 @@ def _write(
 
 def _compile(dims: Dims, folder: Path, job: Job, steps: Steps) -> dict[str, Any]:
     """The kernels of the GPUs that plans are built for; -> what the manifest says of them."""
-    what, gpu = "compiling kernels", job.gpu
+    what = "compiling kernels"
     steps(what)
-    bound = job.target.library == "tensorrt" and gpu is not None
-    wanted = [gpu.compute_capability] if bound and gpu else job.capabilities
     return compile_kernels(
-        dims, wanted, folder, lambda which: steps.progress(f"{what}: {which}", steps.done, steps.total)
+        dims,
+        job.capabilities,
+        folder,
+        lambda which: steps.progress(f"{what}: {which}", steps.done, steps.total),
     )
 
 

@@ -110,9 +110,11 @@ def write_graphs(source: Checkpoints, graphs: Iterable[str], folder: Path, job: 
 
 def build_plans(written: Written, folder: Path, job: Job, steps: Steps) -> dict[str, str]:
     """Build each graph's plan into ``folder``; -> graph -> file. The graphs themselves are no part of a bundle then."""
-    timing = cache_folder() / "timing" / f"{job.target.library}-{job.library.__version__}.cache"
     times = job.target.library == "tensorrt"  # the other one only looks for a GPU then
-    build = Build(job.library, job.capabilities, job.workspace_mib, timing if times else None)
+    gpu = "".join(c if c.isalnum() else "-" for c in job.gpu.name) if job.gpu else ""
+    timing = cache_folder() / "timing" / f"{job.target.library}-{job.library.__version__}-{gpu}.cache"
+    capabilities = () if times else job.capabilities
+    build = Build(job.library, capabilities, job.workspace_mib, timing if times else None)
     plans = {}
     for graph, name in written.names.items():
         what = f"building {graph} in {written.precisions[graph]}"

@@ -18,7 +18,7 @@ from .models.autoregressive import UnifiedVoice
 from .models.graphs import GRAPH_FUNCTIONS
 
 #: precision -> largest difference allowed, relative to the range of the module's output
-BOUNDS = {"fp32": 1e-4, "fp16": 0.01, "bf16": 0.06, "int8": 0.05, "int4": 0.5, "int8row": 0.1}
+BOUNDS = {"fp32": 1e-4, "fp16": 0.01, "bf16": 0.06, "fp8": 0.15, "int8": 0.05, "int4": 0.5, "int8row": 0.1}
 
 ROUNDING_FACTOR = 4  #: how much further from float64 than the module a graph may be, see _check_graph
 MAX_BOUND = 1e-3  #: however much the module rounds

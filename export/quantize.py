@@ -1,5 +1,7 @@
 """Weights in eight or four bits, in forms whose rows stay independent: what a row computes never depends on its batch-mates.
 
+On the CPU:
+
 - ``int8`` and ``int4`` keep the matrices in blocks of ``BLOCK`` inputs, each with a scale of its own. ONNX Runtime's
   MatMulNBits multiplies them and rounds activations to eight bits in blocks of a row too. For decoding, where reading
   weights is what takes the time.
@@ -7,6 +9,9 @@
   one constant scale, so that a plain eight-bit product serves all rows. For large products, where arithmetic is what
   takes the time. Without the VNNI instructions, the products of two neighbouring inputs are added up in sixteen bits,
   which could overflow; so a column's scale is the smallest with which no two neighbours can.
+
+For GPUs ``int8`` and ``fp8`` keep one scale for each output, in half precision, by which weights are multiplied as they are
+read: what is computed is computed in halves.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ LARGEST = (
 )
 LARGEST_PAIR = 127  #: of two neighbours of one sign; 128 after rounding, and 128 * 255 fits into sixteen bits
 LEAST_SIZE = 4096  #: elements; smaller matrices stay as they are
+LARGEST_OF_OUTPUT = {"int8": 127, "fp8": 448}  #: for GPUs, what the largest weight of an output becomes
 INT8_ACCURACY = 4  #: MatMulNBits' ``accuracy_level`` that multiplies in eight bits
 
 #: graphs that these apply to: those that are matrix products all through. The others stay fp32
@@ -88,5 +94,34 @@ def quantize_columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     pairs = even.reshape(-1, 2, matrix.shape[1])
     largest = np.maximum(np.maximum(pairs, 0).sum(1).max(0), np.maximum(-pairs, 0).sum(1).max(0))
     scales = (largest / LARGEST_PAIR).astype(np.float32)
-    numbers = np.rint(matrix / np.where(scales == 0, 1, scales))
-    return np.clip(numbers, -LARGEST_PAIR, LARGEST_PAIR).astype(np.int8), scales
+    return np.rint(_in_steps(matrix, scales, LARGEST_PAIR)).astype(np.int8), scales
+
+
+def quantize_outputs(matrix: np.ndarray, precision: str) -> tuple[np.ndarray, np.ndarray]:
+    """(in, out) float32 -> numbers (in, out) and scales (out,) float16, whose product is the matrix.
+
+    precision: "int8", numbers are int8; "fp8", they are uint8, the bits of float8 (see ``as_float8``).
+    """
+    most = LARGEST_OF_OUTPUT[precision]
+    exact = np.abs(matrix).max(0) / np.float32(most)
+    scales = exact.astype(np.float16)
+    scales = np.where(scales < exact, np.nextafter(scales, np.float16(np.inf)), scales)  # none is cut off
+    steps = _in_steps(matrix, scales.astype(np.float32), most)
+    return np.rint(steps).astype(np.int8) if precision == "int8" else as_float8(steps), scales
+
+
+def as_float8(array: np.ndarray) -> np.ndarray:
+    """The bits of numbers within 448 rounded to float8, to the nearest and to even: uint8.
+
+    Of the kind e4m3fn (Micikevicius et al. 2022, "FP8 formats for deep learning"): a sign, four bits of an exponent that
+    is 7 too large, three of a fraction.
+    """
+    sizes = np.abs(array)
+    exponents = np.frexp(np.maximum(sizes, 2.0**-6))[1] - 1  # below lie numbers without a leading one
+    eighths = np.rint(np.ldexp(sizes, 3 - exponents)).astype(np.int32)
+    return ((exponents + 6 << 3) + eighths | np.signbit(array) << 7).astype(np.uint8)
+
+
+def _in_steps(matrix: np.ndarray, scales: np.ndarray, most: int) -> np.ndarray:
+    """Each column divided by its scale, where that is not zero, within ``most``."""
+    return np.clip(matrix / np.where(scales == 0, 1, scales), -most, most)

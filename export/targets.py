@@ -10,16 +10,18 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tortoise_rt.backends.device import Device
-from tortoise_rt.backends.tensorrt_library import load_library
+from tortoise_rt.backends.tensorrt_library import RTX_CAPABILITIES, load_library
 from tortoise_rt.errors import EngineError, MissingDependency, suggest
 
 from . import quantize
 from .onnx import standard
+from .tensorrt import capability_names
 
 AUTO = "auto"  #: the precision that is chosen by measurement
 #: precision of a fused graph -> the first ONNX Runtime that runs it; two digits each, so that they order as text.
 #: 1.22 is the first whose MatMulNBits on the CPU takes eight bits: 1.21.1 says "Only 4b quantization is supported".
 MIN_ONNXRUNTIME: Mapping[str, str] = {"fp32": "1.20", "int8": "1.22", "int4": "1.22", "int8row": "1.20"}
+FP8_SINCE = (8, 9)  #: the first compute capability that has it
 MIN_STANDARD = "1.25"  #: the first with TensorScatter, on the CPU and on CUDA
 
 
@@ -81,6 +83,38 @@ def find_gpu(target: Target) -> tuple[Any, Device | None]:
         return library, None
 
 
+def choose_capabilities(
+    target: Target, precision: str, library: Any, gpu: Device | None, named: Sequence[str]
+) -> tuple[str, ...]:
+    """The compute capabilities that plans are built for: those ``named``, or all that the library and the precision have.
+
+    Raises EngineError, which says what can be used instead, where what is named or, if nothing is, this machine's GPU
+    is not among these.
+    """
+    if not target.library:
+        return ()
+    here = [gpu.compute_capability] if gpu else []
+    built = [name for name in RTX_CAPABILITIES if name in capability_names(library)]
+    known = here if target.library == "tensorrt" else built
+    able = [name for name in known if precision != "fp8" or _numbers(name) >= FP8_SINCE]
+    for capability in named or here:
+        if capability not in known:
+            instead = "" if named else f"; or build for another GPU with --compute-capability {able[0]}"
+            raise EngineError(
+                f"{library.__name__} {library.__version__} is for compute capability {', '.join(known)}, not "
+                f"{capability}: use --target tensorrt, on the GPU that has it{instead}"
+            )
+        if capability not in able:
+            raise EngineError(
+                f"fp8 came with compute capability 8.9; a GPU of {capability} lacks it: use --precision int8"
+            )
+    return tuple(named or able)
+
+
+def _numbers(capability: str) -> tuple[int, ...]:
+    return tuple(map(int, capability.split(".")))
+
+
 def describe(
     target: Target, precisions: Iterable[str], library: Any, gpu: Device | None, capabilities: Sequence[str]
 ) -> dict[str, Any]:
@@ -94,11 +128,10 @@ def describe(
         "libraries": {package: _version(package) for package in ("onnxruntime", "onnx", "torch", "numpy")},
     }
     if target.library:
-        bound = target.library == "tensorrt" and gpu is not None  # its plans are for one GPU alone
         said |= {
             "library": target.library,
             "device_name": gpu.name if gpu else None,
-            "compute_capability": [gpu.compute_capability] if bound and gpu else list(capabilities) or None,
+            "compute_capability": list(capabilities),
             "driver": gpu.driver if gpu else None,
         }
         said["libraries"][target.library] = library.__version__

@@ -7,6 +7,7 @@ for; TensorRT for RTX needs none, and its plans are finished where they are load
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,14 @@ from typing import Any
 import onnx
 
 from tortoise_rt.backends.tensorrt_library import Messages
-from tortoise_rt.errors import EngineError, suggest
+from tortoise_rt.errors import EngineError
 from tortoise_rt.profiles import profiles, wanted_values
 from tortoise_rt.spec import GRAPHS, Dims
 
+from .onnx.standard import WEIGHTS_ONLY
+
 WORKSPACE_MIB = 4096  #: most that one layer may take while the library looks for the fastest way
+MOST_CODE = 64 << 20  #: bytes of a plan that are no weights
 
 Steps = Callable[[str, int, int], None]  #: called with (phase, done, total)
 
@@ -29,9 +33,7 @@ class Build:
     """How plans are built."""
 
     library: Any  #: the module
-    capabilities: Sequence[
-        str
-    ] = ()  #: compute capabilities to build for; empty: this GPU, or all that the library can
+    capabilities: Sequence[str] = ()  #: compute capabilities to build for; empty: this GPU
     workspace_mib: int = WORKSPACE_MIB
     timing_cache: Path | None = (
         None  #: where what was timed is kept from build to build, if the library times
@@ -41,13 +43,14 @@ class Build:
 def build_plan(graph: str, model: Path, plan: Path, dims: Dims, build: Build, steps: Steps) -> None:
     """Build ``model``, a standard graph, into ``plan``.
 
-    Raises EngineError when the library cannot parse or build it, and when an input of the graph would have no effect.
+    Raises EngineError when the library cannot parse or build it, when an input of the graph would have no effect, and when
+    weights of eight bits became wider. Nothing else falls back to another type: networks are strongly typed.
     """
     _check_inputs_used(graph, model)
     library = build.library
     messages = Messages(library)
     builder = library.Builder(messages.logger)
-    network = builder.create_network(_network_flags(library))
+    network = builder.create_network(network_flags(library))
     parser = library.OnnxParser(network, messages.logger)
     if not parser.parse_from_file(str(model)):
         raise EngineError(f'{library.__name__} cannot parse graph "{graph}": {_parse_errors(parser)}')
@@ -61,7 +64,12 @@ def build_plan(graph: str, model: Path, plan: Path, dims: Dims, build: Build, st
         serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise EngineError(f'{library.__name__} cannot build graph "{graph}": {messages.last()}')
+    if messages.unused:
+        raise EngineError(
+            f'{library.__name__} finds no use for inputs of graph "{graph}": {", ".join(messages.unused)}'
+        )
     plan.write_bytes(serialized)
+    check_weights_kept(graph, model, plan.stat().st_size, library)
 
 
 def capability_names(library: Any) -> Mapping[str, Any]:
@@ -69,17 +77,6 @@ def capability_names(library: Any) -> Mapping[str, Any]:
     known = getattr(library, "ComputeCapability", None)
     members = getattr(known, "__members__", {})
     return {f"{n[2:-1]}.{n[-1]}": value for n, value in members.items() if n.startswith("SM")}
-
-
-def check_capabilities(library: Any, wanted: Sequence[str]) -> None:
-    """Raise an EngineError for compute capabilities that the library does not build for."""
-    known = capability_names(library)
-    for capability in wanted:
-        if capability not in known:
-            raise EngineError(
-                f"{library.__name__} {library.__version__} does not build for compute capability {capability!r}. "
-                f"{suggest(capability, known)}"
-            )
 
 
 def _check_inputs_used(graph: str, model: Path) -> None:
@@ -90,14 +87,27 @@ def _check_inputs_used(graph: str, model: Path) -> None:
         raise EngineError(f'graph "{graph}" does not use its inputs {", ".join(unused)}')
 
 
-def _network_flags(library: Any) -> int:
+def check_weights_kept(graph: str, model: Path, size: int, library: Any) -> None:
+    """Raise an EngineError if a plan of ``size`` bytes holds the weights that the graph has in eight bits in more."""
+    tensors = onnx.load(model, load_external_data=False).graph.initializer
+    narrow = sum(math.prod(tensor.dims) for tensor in tensors if tensor.data_type in WEIGHTS_ONLY.values())
+    whole = sum(file.stat().st_size for file in (model, model.with_suffix(".data")) if file.exists())
+    if narrow and size - whole > max(narrow // 2, MOST_CODE):
+        raise EngineError(
+            f'{library.__name__} {library.__version__} keeps weights of graph "{graph}" in more than their eight bits here '
+            f"({size >> 20} MiB, not {whole >> 20}): use --precision fp16"
+        )
+
+
+def network_flags(library: Any) -> int:
     """Strongly typed, where that has to be asked for."""
     flag = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
 
 def _parse_errors(parser: Any) -> str:
-    return "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or "it gives no reason"
+    said = (" ".join(parser.get_error(i).desc().split()) for i in range(parser.num_errors))
+    return "; ".join(said) or "it gives no reason"
 
 
 def _config(builder: Any, build: Build) -> Any:
@@ -164,10 +174,18 @@ def _timing_cache(config: Any, path: Path | None) -> Iterator[None]:
     if path is None or not hasattr(config, "create_timing_cache"):
         yield
         return
-    cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    for before in (
+        path.read_bytes() if path.exists() else b"",
+        b"",
+    ):  # what is damaged, or of another GPU, is refused
+        cache = config.create_timing_cache(before)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            break
     yield
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_bytes(config.get_timing_cache().serialize())
-    temporary.replace(path)
+    with contextlib.suppress(
+        OSError
+    ):  # one that cannot be written costs time at the next export, nothing else
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".partial")
+        temporary.write_bytes(config.get_timing_cache().serialize())
+        temporary.replace(path)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from tortoise_rt.cli.doctor_gpu import Driver, explain
+from tortoise_rt.cli import doctor_gpu
+from tortoise_rt.cli.doctor_gpu import Driver, explain, find_driver
 
 NONE = dict.fromkeys(
     ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt", "cuda-bindings", "triton"), ""
 )
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider, CPUExecutionProvider"
-DRIVER = Driver(13000)
+DRIVER = Driver(13000, capabilities=("9.0", "8.9"))
 
 
 def test_no_driver() -> None:
@@ -57,6 +61,37 @@ def test_what_is_missing(
 
 
 def test_an_old_driver() -> None:
-    rows = dict(explain(Driver(12040), NONE | {"tensorrt-rtx": "1.7", "cuda-bindings": "13.0"}, CPU, "cpu"))
+    rows = dict(
+        explain(
+            Driver(12040, "", ("8.9",)), NONE | {"tensorrt-rtx": "1.7", "cuda-bindings": "13.0"}, CPU, "cpu"
+        )
+    )
     assert rows["driver"] == "runs CUDA up to 12.4"
     assert "needs a driver for CUDA 12.9 or newer" in rows["TensorRT for RTX"]
+
+
+@pytest.mark.parametrize(
+    "installed", [{}, {"tensorrt-rtx": "1.7", "tensorrt": "10.9", "cuda-bindings": "13.0"}]
+)
+def test_a_gpu_that_tensorrt_for_rtx_is_not_for(installed: dict[str, str]) -> None:
+    rows = dict(explain(Driver(13000, capabilities=("9.0", "7.5")), NONE | installed, CPU, "cpu"))
+    assert rows["TensorRT for RTX"] == "not for compute capability 9.0, 7.5: use TensorRT"
+    assert rows["TensorRT"].startswith("ready" if installed else "tensorrt and cuda-bindings not installed")
+
+
+def test_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs, by the calls and numbers of cuda.h."""
+    numbers = {(75, 0): 9, (76, 0): 0, (75, 1): 12, (76, 1): 1}
+
+    def give(place: Any, value: int) -> int:
+        place._obj.value = value
+        return 0
+
+    library = SimpleNamespace(
+        cuInit=lambda flags: 0,
+        cuDriverGetVersion=lambda place: give(place, 13010),
+        cuDeviceGetCount=lambda place: give(place, 2),
+        cuDeviceGetAttribute=lambda place, attribute, gpu: give(place, numbers[attribute, gpu]),
+    )
+    monkeypatch.setattr(doctor_gpu.ctypes, "CDLL", lambda name: library)
+    assert find_driver() == Driver(13010, "", ("9.0", "12.1"))

@@ -12,7 +12,7 @@ from test_cli import ok, run
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 from tortoise_rt import open_engine  # noqa: E402
 from tortoise_rt.bundle import read_bundle  # noqa: E402
@@ -148,8 +148,39 @@ def test_a_row_of_any_graph_does_not_depend_on_the_others(
 
 
 def test_columns_of_next_to_nothing() -> None:
-    numbers, scales = quantize.quantize_columns(np.full((4, 3), 2e-43, np.float32))
+    tiny = np.full((4, 3), 2e-43, np.float32)
+    numbers, scales = quantize.quantize_columns(tiny)
     assert np.isfinite(scales).all() and np.abs(numbers.astype(int)).max() <= quantize.LARGEST_PAIR
+    numbers, scales = quantize.quantize_outputs(tiny, "int8")
+    assert not numbers.any() and np.all(scales <= 2**-24)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 130), st.integers(1, 40), st.integers(0, 2**31))
+def test_weights_for_gpus(inputs: int, outputs: int, seed: int) -> None:
+    """Off by half a step, or by a sixteenth of what they are, at most; none is cut off."""
+    rng = np.random.default_rng(seed)
+    matrix = rng.standard_normal((inputs, outputs)) * np.exp(rng.normal(size=(1, outputs)) * 2)
+    matrix = matrix.astype(np.float32)
+    matrix[:, 0] = 0
+    numbers, scales = quantize.quantize_outputs(matrix, "int8")
+    assert numbers.dtype == np.int8 and scales.dtype == np.float16
+    steps = scales.astype(np.float64)
+    assert np.all(np.abs(numbers * steps - matrix) <= 0.5001 * steps)
+    bits, scales = quantize.quantize_outputs(matrix, "fp8")
+    found = torch.from_numpy(bits).view(torch.float8_e4m3fn).double().numpy() * scales
+    assert np.all(np.abs(found - matrix) <= np.maximum(np.abs(matrix) / 15.9, scales * 2.0**-10))
+
+
+def test_float8_is_rounded_as_torch_rounds() -> None:
+    rng = np.random.default_rng(0)
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
+    every = every[np.isfinite(every)]
+    between = (np.sort(every)[1:] + np.sort(every)[:-1]) / 2  # where even numbers win
+    array = np.concatenate([every, between, rng.uniform(-448, 448, 5000), rng.normal(size=5000) / 100])
+    array = array.astype(np.float32)
+    wanted = torch.from_numpy(array).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    assert np.array_equal(quantize.as_float8(array), wanted)
 
 
 def test_the_command_line_exports_it(data: Path, folder: Path) -> None:

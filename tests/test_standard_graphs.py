@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,28 @@ def test_half_precision(fused: Engine, tmp_path: Path) -> None:
     codes, positions = np.array([[3], [4]]), np.array([[2], [9]])
     found, wanted = engine.ar_step(ours, codes, positions), fused.ar_step(theirs, codes, positions)
     assert max(relative_error(a, b) for a, b in zip(found, wanted, strict=True)) <= BOUNDS["fp16"]
+
+
+@pytest.mark.parametrize("precision", list(standard.WEIGHTS_ONLY))
+def test_weights_in_eight_bits(precision: str, tmp_path: Path) -> None:
+    """Of the step that is decoded by, and nothing else: it is near its module, and not equal to it."""
+    engine = standard_engine(write_standard(tmp_path, precision))
+    halves = {graph: standard.graph_precision(graph, "fp16") for graph in GRAPHS}
+    assert engine.info.precision == {**halves, "ar_step": precision}
+    model = onnx.load(tmp_path / "ar_step.onnx", load_external_data=False)
+    narrow = {t.name for t in model.graph.initializer if t.data_type == standard.WEIGHTS_ONLY[precision]}
+    nodes = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    assert {node.input[0] for node in nodes} == narrow
+    layers, products = engine.dims["ar.layers"], [n for n in model.graph.node if n.op_type == "MatMul"]
+    assert len(nodes) == 4 * layers + 1 == len(products) - 2 * layers  # all but attention's own two
+    onnx.checker.check_model(tmp_path / "ar_step.onnx", full_check=True)
+    cache = ragged(engine, (2, 9))
+    assert cache.state[0].numpy().dtype == np.float16
+    only = StandardEngine(
+        tmp_path, replace(engine.info, graphs=frozenset(["ar_step"])), {"ar_step": "ar_step.onnx"}
+    )
+    (parity,) = check_graphs(only, Checkpoints(DATA))
+    assert parity.ok and parity.bound == BOUNDS[precision] and parity.error > 2e-3, parity
 
 
 def test_bfloat16(tmp_path: Path) -> None:

@@ -18,14 +18,17 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("tensorrt_rtx", reason="no plan was built: pip install 'tortoise-rt[tensorrt-rtx]'")
 
+import numpy as np
 import onnx
 import tensorrt_rtx as rtx
 from standard import DATA
 
+from tortoise_rt.backends.tensorrt_library import RTX_CAPABILITIES, Messages
 from tortoise_rt.engine import EngineInfo
 from tortoise_rt.errors import EngineError
 from tortoise_rt.export.bundle import export_bundle
-from tortoise_rt.export.tensorrt import Build, build_plan, capability_names, check_capabilities
+from tortoise_rt.export.onnx import standard, write_graph
+from tortoise_rt.export.tensorrt import Build, build_plan, capability_names, network_flags
 from tortoise_rt.spec import GRAPHS
 
 MOST_MIB = 8 << 10  #: that building may take
@@ -37,53 +40,89 @@ import tensorrt_rtx
 from standard import write_standard
 from tortoise_rt.export.tensorrt import Build, build_plan
 from tortoise_rt.machine import peak_mib
-from tortoise_rt.spec import GRAPHS
-folder, sizes = Path(sys.argv[1]), dict()
-info = write_standard(folder, sys.argv[2])
-for graph in GRAPHS:
-    plan, steps = folder / (graph + ".plan"), []
-    build_plan(graph, folder / (graph + ".onnx"), plan, info.dims, Build(tensorrt_rtx), lambda *step: steps.append(step))
+folder, precision, sizes = Path(sys.argv[1]), sys.argv[2], dict()
+info = write_standard(folder, precision)
+for graph in (graph for graph, own in info.precision.items() if own == precision):
+    plan, steps, build = folder / (graph + ".plan"), [], Build(tensorrt_rtx, ["8.9"])
+    build_plan(graph, folder / (graph + ".onnx"), plan, info.dims, build, lambda *step: steps.append(step))
     sizes[graph] = plan.stat().st_size * bool(steps)
 print(json.dumps([sizes, peak_mib()]))
 """
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", standard.PRECISIONS)
 def test_every_graph_builds(tmp_path: Path, precision: str) -> None:
-    """In a process of its own, whose memory is measured; each build says how far it is."""
+    """All that are in it, in a process of its own, whose memory is measured; each build says how far it is."""
     command = [sys.executable, "-c", GRAPHS_APART, str(tmp_path), precision]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
     sizes, peak = json.loads(result.stdout.splitlines()[-1])
     print(f"{precision}: {peak} MiB at most, plans of {sum(sizes.values()) >> 20} MiB")
-    assert set(sizes) == set(GRAPHS) and min(sizes.values()) > 1000
+    assert set(sizes) == {
+        graph for graph in GRAPHS if standard.graph_precision(graph, precision) == precision
+    }
+    assert min(sizes.values()) > 1000
     assert 100 < peak < MOST_MIB
 
 
-def test_compute_capabilities(standard_graphs: EngineInfo, tmp_path: Path) -> None:
-    known = capability_names(rtx)
-    assert {"8.6", "8.9"} <= set(known)
-    with pytest.raises(EngineError, match=r"does not build for compute capability '8\.8'"):
-        check_capabilities(rtx, ["8.8"])
-    check_capabilities(rtx, ["8.6", "8.9"])
-    build = Build(rtx, ["8.6", "8.9"])
-    build_plan(
-        "rlg_auto",
-        Path(standard_graphs.source, "rlg_auto.onnx"),
-        tmp_path / "a.plan",
-        standard_graphs.dims,
-        build,
-        lambda *step: None,
-    )
-    assert (tmp_path / "a.plan").stat().st_size > 1000
+def silent(phase: str, done: int, total: int) -> None: ...
+
+
+def write_products(folder: Path, precision: str, size: int = 1024) -> Path:
+    """rlg_auto of random weights, large ones, whose products are in ``precision``."""
+    rng = np.random.default_rng(0)
+    weights = {f"layers.{n}.weight": rng.standard_normal((size, size)).astype(np.float32) for n in range(2)}
+    weights |= {f"layers.{n}.bias": np.zeros(size, np.float32) for n in range(2)}
+    dims = {"rlg_auto.dim": size}
+    return write_graph("rlg_auto", weights, dims, {}, folder, precision, "standard")[0]
+
+
+def build_products(folder: Path, precision: str, *capabilities: str) -> int:
+    """-> bytes of the plan."""
+    model, plan = write_products(folder, precision), folder / "a.plan"
+    build_plan("rlg_auto", model, plan, {"rlg_auto.dim": 1024}, Build(rtx, capabilities), silent)
+    return plan.stat().st_size
+
+
+@pytest.mark.parametrize("precision", standard.WEIGHTS_ONLY)
+def test_weights_stay_in_eight_bits(tmp_path: Path, precision: str) -> None:
+    half = build_products(tmp_path, "fp16", "8.9")
+    assert half > 2 * 2 * 1024**2
+    for capability in ("8.9", "12.0"):
+        assert build_products(tmp_path, precision, capability) < 0.6 * half
+
+
+def test_what_the_library_is_for() -> None:
+    """What we say of it, and all that the runner asks of it, which cannot run here."""
+    assert {*capability_names(rtx)} - {"7.5"} == {*RTX_CAPABILITIES}
+    assert {"create_runtime_config", "create_execution_context"} <= {*dir(rtx.ICudaEngine)}
+    asked = {"create_runtime_cache", "set_runtime_cache", "set_execution_context_allocation_strategy"}
+    assert {*asked, "dynamic_shapes_kernel_specialization_strategy"} <= {*dir(rtx.IRuntimeConfig)}
+    assert {"serialize", "deserialize"} <= {*dir(rtx.IRuntimeCache)}
+    assert rtx.DynamicShapesKernelSpecializationStrategy.EAGER is not None
+    assert rtx.ExecutionContextAllocationStrategy.USER_MANAGED is not None
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "reason"),
+    [("fp32", "7.5", "FP32 GEMM is not supported"), ("fp8", "8.6", "sm86, .* fp8_e4m3")],
+)
+def test_what_it_is_not_for(tmp_path: Path, precision: str, capability: str, reason: str) -> None:
+    """Why exports refuse these before they begin."""
+    with pytest.raises(EngineError, match=f'cannot build graph "rlg_auto": .*{reason}') as caught:
+        build_products(tmp_path, precision, capability)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_networks_are_strongly_typed() -> None:
+    network = rtx.Builder(Messages(rtx).logger).create_network(network_flags(rtx))
+    assert network.get_flag(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
 def test_what_cannot_be_parsed(tmp_path: Path) -> None:
     (tmp_path / "rlg_auto.onnx").write_bytes(b"")
     with pytest.raises(EngineError, match='graph "rlg_auto"'):
-        build_plan(
-            "rlg_auto", tmp_path / "rlg_auto.onnx", tmp_path / "a.plan", {}, Build(rtx), lambda *step: None
-        )
+        build_plan("rlg_auto", tmp_path / "rlg_auto.onnx", tmp_path / "a.plan", {}, Build(rtx), silent)
 
 
 def test_an_input_that_nothing_reads(standard_graphs: EngineInfo, tmp_path: Path) -> None:
@@ -92,9 +131,18 @@ def test_an_input_that_nothing_reads(standard_graphs: EngineInfo, tmp_path: Path
     model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, [1]))
     path.write_bytes(model.SerializeToString())
     with pytest.raises(EngineError, match='graph "rlg_auto" does not use its inputs more'):
-        build_plan(
-            "rlg_auto", path, tmp_path / "a.plan", standard_graphs.dims, Build(rtx), lambda *step: None
-        )
+        build_plan("rlg_auto", path, tmp_path / "a.plan", standard_graphs.dims, Build(rtx), silent)
+
+
+def test_an_input_that_has_no_effect(standard_graphs: EngineInfo, tmp_path: Path) -> None:
+    """A node reads it, and nothing reads that: so does the library say it, where the graph looks well."""
+    path = tmp_path / "rlg_auto.onnx"
+    model = onnx.load(Path(standard_graphs.source, path.name))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, [1]))
+    model.graph.node.append(onnx.helper.make_node("Neg", ["more"], ["less"]))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(EngineError, match='no use for inputs of graph "rlg_auto": more'):
+        build_plan("rlg_auto", path, tmp_path / "a.plan", standard_graphs.dims, Build(rtx), silent)
 
 
 def test_export_for_rtx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -360,6 +360,17 @@ def test_a_bundle_of_another_machine(
     assert str(caught.value).endswith(command)
 
 
+def test_a_gpu_that_tensorrt_for_rtx_is_not_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor would it help to build for it with the same library; of int8, other graphs are in fp16."""
+    monkeypatch.setattr(tensorrt, "load_library", lambda name: SimpleNamespace(__version__="1.7.0"))
+    monkeypatch.setattr(tensorrt, "Device", lambda number: FakeDevice(driver=FakeDriver(capability="9.0")))
+    made = bundle(tmp_path)
+    made.manifest["precision"] = {"ar_step": "int8", "clvp_text": "fp16", "univnet": "fp32"}
+    with pytest.raises(BundleMismatch, match=r"built for compute capability 8\.0, 8\.6, .*9\.0") as caught:
+        tensorrt.open_bundle(made)
+    assert f"--target tensorrt --precision int8 --force -o {tmp_path}" in str(caught.value)
+
+
 def test_a_bundle_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = FakeLibrary(tmp_path, {}, FakeDevice())
     monkeypatch.setattr(tensorrt, "load_library", lambda name: library)

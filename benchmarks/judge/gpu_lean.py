@@ -18,6 +18,7 @@ import numpy as np
 
 from tortoise_rt.backends import open_engine
 from tortoise_rt.backends.device import Device
+from tortoise_rt.backends.tensorrt_library import RTX_CAPABILITIES
 from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Engine
 from tortoise_rt.export.bundle import export_bundle
@@ -58,12 +59,9 @@ def exported(checkpoints: Path, target: str, module: str, precision: str) -> Ite
         start = time.perf_counter()
         arguments: Row = {}
         if target == "tensorrt-rtx":  # building for all kinds of GPU would take longer
-            from tortoise_rt.export.tensorrt import capability_names
-
             own = Device().compute_capability
-            names = capability_names(importlib.import_module(module))
-            if own not in names:
-                raise Skip(f"{module} does not build for compute capability {own}")
+            if own not in RTX_CAPABILITIES:
+                raise Skip(f"{module} is not for compute capability {own}")
             arguments = {"compute_capabilities": [own]}
         export_bundle(
             checkpoints, Path(folder) / "bundle", target=target, precision=precision, check=False, **arguments

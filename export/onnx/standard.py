@@ -1,7 +1,7 @@
 """The family for GPUs: ONNX's own operators alone, as TensorRT and ONNX Runtime's CUDA provider take them.
 
 In half precisions the factors of products are halves, and so is the key/value cache; sums, norms, softmax and all that
-lies between layers stay float32.
+lies between layers stay float32. In eight bits (``int8``, ``fp8``) weights are stored so, and become halves as they are read.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
+from tortoise_rt.export import quantize
 from tortoise_rt.spec import GRAPHS, GraphSpec, TensorSpec, cache_capacity
 
 from .builder import ONNX_TYPES, GraphBuilder, Weights
 from .weights import TensorWriter, as_bfloat16
 
 #: precision -> the type of products' factors
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float16", "fp8": "float16"}
+#: of weights alone, and for decoding alone: that waits for them to be read. The other graphs are in fp16
+WEIGHTS_ONLY = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
 _NETWORKS = ("autoregressive", "clvp", "cvvp", "diffusion")
 #: precision -> networks that it is for. The others stay fp32: they are small, and a vocoder's error is heard as noise
 _REDUCED = {"fp32": (), "fp16": (*_NETWORKS, "hifigan"), "bf16": _NETWORKS}
@@ -27,6 +31,8 @@ MASKED = -30000.0
 
 def graph_precision(graph: str, precision: str) -> str:
     """What ``precision`` means for a graph."""
+    if precision in WEIGHTS_ONLY:
+        return precision if graph == "ar_step" else graph_precision(graph, "fp16")
     return precision if GRAPHS[graph].network in _REDUCED[precision] else "fp32"
 
 
@@ -86,7 +92,16 @@ class StandardBuilder(GraphBuilder):
         return self.op("Cast", self.op(kind, *inputs, **attributes), output=output, to=ONNX_TYPES["float32"])
 
     def _product(self, x: str, name: str, matrix: np.ndarray, output: str | None) -> str:
-        return self._whole("MatMul", self._half(x), self._factor(name, matrix), output=output)
+        narrow = self.precision in WEIGHTS_ONLY and quantize.quantizable(matrix)
+        factor = (self._narrow if narrow else self._factor)(name, matrix)
+        return self._whole("MatMul", self._half(x), factor, output=output)
+
+    def _narrow(self, name: str, matrix: np.ndarray) -> str:
+        """A constant matrix in eight bits, of the type of products' factors behind its scales."""
+        numbers, scales = quantize.quantize_outputs(matrix, self.precision)
+        stored = self._writer.tensor(f"{name}/numbers", numbers, WEIGHTS_ONLY[self.precision])
+        self._initializers[stored.name] = stored
+        return self.op("DequantizeLinear", stored.name, self.tensor(f"{name}/scales", scales), axis=1)
 
     def taps(self, x: str, count: int = 3, dilation: int = 1, mode: str = "constant") -> str:
         beside = super().taps(self._half(x), count, dilation, mode)

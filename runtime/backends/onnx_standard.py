@@ -16,7 +16,12 @@ from ..spec import TensorSpec, cache_capacity, cache_names
 from .onnx import OnnxEngine
 from .onnx_checks import cache_specs, first_line
 
-CACHE_TYPES = {"fp32": "float32", "fp16": "float16"}  #: precision -> the type of keys and values
+CACHE_TYPES = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "int8": "float16",
+    "fp8": "float16",
+}  #: precision -> the type of keys and values
 
 
 class StandardEngine(OnnxEngine):

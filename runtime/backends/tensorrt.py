@@ -7,6 +7,8 @@ for plans; no GPU has run plans yet, nor the loops in ``tensorrt_ahead``.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from ..bundle import cache_folder
 from ..engine import Array, Engine, EngineInfo, KVCache
 from ..errors import BundleMismatch, EngineError
 from ..kernels.ahead import DENOISES_AHEAD, DRAWS_AHEAD
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from ..bundle import Bundle
 
 T = TypeVar("T")
-ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  #: of a cache
+ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 2, "fp8": 2}  #: of a cache
 
 
 def open_bundle(bundle: Bundle, device: str = "auto") -> TensorRTEngine:
@@ -57,7 +60,11 @@ def open_bundle(bundle: Bundle, device: str = "auto") -> TensorRTEngine:
     check_gpu(bundle, gpu)
     info = bundle.engine_info("tensorrt", f"cuda:{gpu.number}")
     kernels = load_kernels(bundle, gpu)
-    return TensorRTEngine(bundle.folder, info, bundle.graphs, library, gpu, bundle.check_unchanged, kernels)
+    key = json.dumps([bundle.manifest["files"], gpu.name], sort_keys=True).encode()
+    kept = cache_folder() / "compiled" / hashlib.sha256(key).hexdigest()[:32]
+    return TensorRTEngine(
+        bundle.folder, info, bundle.graphs, library, gpu, bundle.check_unchanged, kernels, kept
+    )
 
 
 @dataclass(frozen=True)
@@ -80,13 +87,14 @@ class TensorRTEngine(Engine):
         device: Device,
         check_files: Callable[[], None] = lambda: None,
         kernels: Mapping[str, Kernel] | None = None,
+        kept: Path | None = None,
     ) -> None:
         """files: graph -> plan in ``folder``; library: the module; check_files: see ``OnnxEngine``; kernels: of the loops
-        that the device goes through by itself, where there are any."""
+        that the device goes through by itself, where there are any; kept: see ``Compiled``."""
         self.info = info
         self._device = device
         with device.turn():
-            self._plans = Plans(folder, files, library, device, check_files)
+            self._plans = Plans(folder, files, library, device, check_files, kept)
         self._loops: dict[str, Draws | Denoising] = {}  # by the graphs that they run
         if kernels:
             self._draws = Draws(self._plans, device, kernels, info.dims)

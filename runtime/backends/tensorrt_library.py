@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleMismatch, MissingDependency
@@ -17,6 +18,10 @@ LIBRARIES = {
     "tensorrt": ("tensorrt", "pip install tensorrt cuda-bindings, from NVIDIA's own package index"),
     "tensorrt_rtx": ("tensorrt-rtx", "pip install 'tortoise-rt[tensorrt-rtx]'"),
 }
+#: compute capabilities that TensorRT for RTX is for. It knows 7.5 as well, but multiplies no matrices of float32 there
+RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
+#: the warning that an input has no effect, which is all that is said of it
+UNUSED = re.compile(r"Input Tensor (\S+) is unused")
 log = logging.getLogger("tortoise_rt")
 
 
@@ -33,12 +38,15 @@ def load_library(name: str) -> Any:
     return library
 
 
-def rebuild_command(bundle: Bundle) -> str:
-    """What builds a bundle again on this machine."""
+def rebuild_command(bundle: Bundle, gpu: Device | None = None) -> str:
+    """What builds a bundle again on this machine, for this GPU where one is given."""
     manifest = bundle.manifest
     source = manifest["model"].get("folder") or "DIR"
     target = LIBRARIES[manifest["target"]["library"]][0]
-    reduced = "".join(f" --precision {name}" for name in {*manifest["precision"].values()} - {"fp32"})
+    if gpu is not None and gpu.compute_capability not in RTX_CAPABILITIES:
+        target = "tensorrt"
+    precisions = sorted({*manifest["precision"].values()} - {"fp32"}, key=lambda name: name == "fp16")
+    reduced = f" --precision {precisions[0]}" if precisions else ""  # of int8 and fp8 some graphs are fp16
     return f"tortoise-rt export --checkpoints {source} --target {target}{reduced} --force -o {bundle.folder}"
 
 
@@ -56,13 +64,13 @@ def check_version(bundle: Bundle, installed: str) -> None:
 def check_gpu(bundle: Bundle, gpu: Device) -> None:
     """Raise a BundleMismatch unless the bundle's plans are for this GPU."""
     target = bundle.manifest["target"]
-    capability, name = target["compute_capability"], target["device_name"]
-    known = capability is None or gpu.compute_capability in capability
-    if not known or (target["library"] == "tensorrt" and name != gpu.name):
-        made_for = name or f"compute capability {', '.join(capability)}"
+    capabilities, name = target["compute_capability"] or RTX_CAPABILITIES, target["device_name"]
+    one_gpu = target["library"] == "tensorrt"
+    if gpu.compute_capability not in capabilities or (one_gpu and name != gpu.name):
+        made_for = name if one_gpu else f"compute capability {', '.join(capabilities)}"
         raise BundleMismatch(
             f"{bundle.folder} was built for {made_for}; this machine has {gpu.name} (compute capability "
-            f"{gpu.compute_capability}). Build it here: {rebuild_command(bundle)}"
+            f"{gpu.compute_capability}). Build it here: {rebuild_command(bundle, gpu)}"
         )
 
 
@@ -71,6 +79,9 @@ class Messages:
 
     def __init__(self, library: Any) -> None:
         self._last = ""
+        self.unused: list[
+            str
+        ] = []  #: inputs of networks that have no effect, as far as the library found them out
         severity = library.ILogger.Severity
         levels = {
             severity.INTERNAL_ERROR: logging.ERROR,
@@ -87,6 +98,7 @@ class Messages:
                 level = levels.get(severity, logging.DEBUG)
                 if level == logging.ERROR:  # it becomes an exception; a line of its own would say it twice
                     messages._last, level = message.strip(), logging.DEBUG
+                messages.unused.extend(UNUSED.findall(message))
                 log.log(level, "%s: %s", library.__name__, message)
 
         self.logger = Logger()

@@ -17,6 +17,7 @@ from ..errors import BundleError, EngineError
 from ..spec import GRAPHS
 from .device import Block, Device, Memory
 from .replays import Replays
+from .tensorrt_compiled import Compiled
 from .tensorrt_library import Messages
 
 LEAST_BUFFER = 256  #: bytes
@@ -31,6 +32,7 @@ class _Plan:
     """A graph that is loaded."""
 
     engine: Any
+    way: Any  #: of setting it up
     profiles: list[
         dict[str, tuple[Any, Any, Any]]
     ]  #: of each, the least, usual and most shape of every input
@@ -54,12 +56,14 @@ class Plans:
         library: Any,
         device: Device,
         check_files: Callable[[], None],
+        kept: Path | None = None,
     ) -> None:
-        """files: graph -> plan in ``folder``; library: the module; check_files: see ``OnnxEngine``."""
+        """files: graph -> plan in ``folder``; library: the module; check_files: see ``OnnxEngine``; kept: see ``Compiled``."""
         self._folder, self._files, self._check_files = folder, files, check_files
         self._library, self._device = library, device
         self._messages = Messages(library)
         self._runtime = library.Runtime(self._messages.logger)
+        self._compiled = Compiled(library, kept)
         self._plans: dict[str, _Plan] = {}
         self._scratch = device.allocate(LEAST_BUFFER, "a start")  # what all plans compute in
         self.replays = Replays(device)
@@ -171,7 +175,7 @@ class Plans:
                 {name: engine.get_tensor_profile_shape(name, number) for name in free}
                 for number in range(engine.num_optimization_profiles)
             ]
-            self._plans[graph] = _Plan(engine, profiles)
+            self._plans[graph] = _Plan(engine, self._compiled.way(engine), profiles)
         return self._plans[graph]
 
     def _profile(self, graph: str, inputs: Shapes) -> int:
@@ -196,9 +200,7 @@ class Plans:
             if needed > self._scratch.nbytes:
                 self._grow()
                 self._scratch = self._device.allocate(needed, f'graph "{graph}"')
-            context = engine.create_execution_context(
-                self._library.ExecutionContextAllocationStrategy.USER_MANAGED
-            )
+            context = engine.create_execution_context(plan.way)
             if context is None or not context.set_optimization_profile_async(profile, self._device.stream):
                 raise EngineError(f'graph "{graph}" cannot be set up: {self._messages.last()}')
             plan.contexts[profile] = context
@@ -272,6 +274,7 @@ class Plans:
             self._bind(graph, context, name, address)
         if not context.execute_async_v3(self._device.stream):
             raise self._failure(graph, inputs)
+        self._compiled.ran((graph, *(shape for _, shape in inputs.values())))
 
     def _failure(self, graph: str, inputs: Mapping[str, Placed]) -> EngineError:
         own = {tensor.name for tensor in GRAPHS[graph].inputs}

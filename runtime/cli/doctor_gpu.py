@@ -9,9 +9,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..backends.tensorrt_library import LIBRARIES
+from ..backends.tensorrt_library import LIBRARIES, RTX_CAPABILITIES
 
 _NVIDIA_QUERY = ("--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader")
+_CAPABILITY = (75, 76)  #: cuda.h's CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 LEAST_CUDA = 12090  #: of the driver, for TensorRT for RTX; 12.9
 #: results of cuInit that say what to do
 _PROBLEMS = {
@@ -27,6 +28,7 @@ class Driver:
 
     cuda: int = 0  #: newest CUDA that it runs, as 13000; 0 where it cannot be used
     problem: str = ""  #: why not
+    capabilities: tuple[str, ...] = ()  #: compute capability of each GPU
 
 
 def find_driver() -> Driver:
@@ -39,7 +41,21 @@ def find_driver() -> Driver:
         return Driver(problem=_PROBLEMS.get(code, f"the NVIDIA driver does not start (error {code})"))
     version = ctypes.c_int()
     library.cuDriverGetVersion(ctypes.byref(version))
-    return Driver(version.value)
+    return Driver(version.value, capabilities=_capabilities(library))
+
+
+def _capabilities(driver: ctypes.CDLL) -> tuple[str, ...]:
+    """Compute capability of each GPU of a driver that was started."""
+    count, value = ctypes.c_int(), ctypes.c_int()
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    found = []
+    for gpu in range(count.value):
+        numbers = []
+        for attribute in _CAPABILITY:
+            driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, gpu)
+            numbers.append(str(value.value))
+        found.append(".".join(numbers))
+    return tuple(found)
 
 
 def find_gpus() -> list[str]:
@@ -99,6 +115,8 @@ def _onnxruntime(installed: Mapping[str, str], providers: str) -> str:
 
 def _tensorrt(name: str, driver: Driver, installed: Mapping[str, str]) -> str:
     target, command = LIBRARIES[name]
+    if name == "tensorrt_rtx" and not {*driver.capabilities} & {*RTX_CAPABILITIES}:
+        return f"not for compute capability {', '.join(driver.capabilities)}: use TensorRT"
     if not installed[target] or not installed["cuda-bindings"]:
         missing = [package for package in (target, "cuda-bindings") if not installed[package]]
         return f"{' and '.join(missing)} not installed: {command}"

@@ -51,14 +51,14 @@ BUILD_PACKAGES = ("torch", "onnx", "onnxruntime")
     help="fp32; int8 or int4: weights of the transformers in blocks of eight or four bits, smaller and faster to decode; "
     "int8row: their products in eight bits; auto: for each graph the fastest of these on this machine that stays near "
     "fp32 on speech of the model's own. It takes minutes more, and says what it chose and why. For GPUs: fp32 or fp16, "
-    "with TensorRT also bf16.",
+    "with TensorRT also bf16, and int8 or fp8: fp16 with the weights of decoding in eight bits.",
 )
 @click.option(
     "--compute-capability",
     "capabilities",
     multiple=True,
     metavar="N.N",
-    help="tensorrt-rtx: build for GPUs of this compute capability, as 8.9; may be given again. [default: all it can]",
+    help="tensorrt-rtx: build for GPUs of this compute capability, as 8.9; may be given again. [default: 8.0 and newer, all it can]",
 )
 @click.option(
     "--workspace",

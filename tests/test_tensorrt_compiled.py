@@ -1,0 +1,126 @@
+"""What TensorRT for RTX compiles where plans run: it is waited for, and kept for the next start."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("torch")
+
+from fake_gpu import FakeContext, FakeDevice, FakeLibrary, FakePlan
+
+from tortoise_rt.backends.tensorrt import TensorRTEngine
+from tortoise_rt.engine import EngineInfo
+from tortoise_rt.spec import GRAPHS
+
+
+class RtxLibrary(FakeLibrary):
+    """As TensorRT for RTX: of what it compiled, a line for each graph and its shapes is in a cache."""
+
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY=0, EAGER=1)
+
+    def Runtime(self, logger: Any) -> Any:
+        return SimpleNamespace(deserialize_cuda_engine=lambda plan: RtxPlan(self, plan, logger))
+
+
+class RtxCache:
+    def __init__(self) -> None:
+        self.held = b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        fits = blob.endswith(b"\n")
+        self.held = blob if fits else b""
+        return fits
+
+    def serialize(self) -> bytes:
+        return self.held
+
+
+class RtxConfig:
+    dynamic_shapes_kernel_specialization_strategy = 0
+    create_runtime_cache = RtxCache
+    cache: RtxCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: int) -> None:
+        self.allocation = strategy
+
+    def set_runtime_cache(self, cache: RtxCache) -> None:
+        self.cache = cache
+
+
+class RtxPlan(FakePlan):
+    create_runtime_config = RtxConfig
+
+    def create_execution_context(self, config: RtxConfig) -> FakeContext:  # type: ignore[override]
+        assert config.dynamic_shapes_kernel_specialization_strategy == 1 and config.allocation == 2
+        context = RtxContext(self)
+        context.cache = config.cache
+        return context
+
+
+class RtxContext(FakeContext):
+    cache: RtxCache | None
+
+    def execute_async_v3(self, stream: int) -> bool:
+        line = f"{self.plan.graph} {self.shapes}\n".encode()
+        if self.cache is not None and line not in self.cache.held:
+            self.cache.held += line
+        return super().execute_async_v3(stream)
+
+
+def make_rtx(info: EngineInfo, kept: Path | None) -> TensorRTEngine:
+    made, files = FakeDevice(), {graph: f"{graph}.onnx" for graph in GRAPHS}
+    library = RtxLibrary(Path(info.source), info.dims, made)
+    return TensorRTEngine(Path(info.source), info, files, library, made, kept=kept)
+
+
+def run_rows(engine: TensorRTEngine, rows: int, graph: str = "rlg_auto") -> None:
+    engine.run(graph, noise=np.ones((rows, engine.dims[f"{graph}.dim"]), np.float32))
+
+
+def test_what_was_compiled_is_kept(
+    standard_graphs: EngineInfo, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In one file for all graphs, written when the number of shapes has doubled; the next engine begins with it."""
+    caplog.set_level("INFO", "tortoise_rt")
+    kept = tmp_path / "compiled" / "key"
+    engine, found = make_rtx(standard_graphs, kept), []
+    for graph, rows in (("rlg_auto", 1), ("rlg_auto", 2), ("rlg_diffuser", 1), ("rlg_diffuser", 3)):
+        for _ in range(4):  # as it is, recorded, and launched
+            run_rows(engine, rows, graph)
+        found.append(len(kept.read_bytes().splitlines()))
+    assert found == [1, 2, 2, 4] and [*kept.parent.iterdir()] == [kept]
+    run_rows(make_rtx(standard_graphs, kept), 4)
+    assert len(kept.read_bytes().splitlines()) == 5
+    kept.write_bytes(b"of another GPU")
+    run_rows(make_rtx(standard_graphs, kept), 1)
+    assert len(kept.read_bytes().splitlines()) == 1
+    assert caplog.text.count("key is not for this machine: kernels are compiled anew") == 1
+
+
+def test_a_cache_that_cannot_be_written(
+    standard_graphs: EngineInfo, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tortoise_rt")
+    (tmp_path / "compiled").write_text("in the way")
+    for kept in (tmp_path / "compiled" / "key", None):
+        run_rows(make_rtx(standard_graphs, kept), 1)
+    assert caplog.text.count("what was compiled for this GPU is not kept in") == 1
+
+
+def test_few_files_are_kept(
+    standard_graphs: EngineInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tortoise_rt.backends.tensorrt_compiled.MOST_KEPT", 3)
+    for number in range(6):
+        (tmp_path / str(number)).write_bytes(b"")
+        os.utime(tmp_path / str(number), (number, number))
+    run_rows(make_rtx(standard_graphs, tmp_path / "key"), 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"4", "5", "key"}
