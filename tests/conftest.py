@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from capi import EXAMPLES, Library, built, compiled
@@ -24,8 +24,18 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# The test model is so small that torch's threads only wait for each other, the more so under pytest-xdist.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The models here are so small that threads only wait for each other, the more so under pytest-xdist. That more of them
+# compute the same is a test's own matter (test_onnx_threads.py).
+for variable in ("OMP_NUM_THREADS", "TORTOISE_RT_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers take the tests in long runs, and then from each other, so that a module's fixtures are made once."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 def pytest_collection_finish() -> None:
