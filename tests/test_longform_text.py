@@ -149,7 +149,7 @@ TEXTS = st.one_of(
 )
 
 
-@hypothesis_settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@hypothesis_settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=TEXTS, length=st.sampled_from([20, 200]), brackets=st.booleans())
 def test_no_letter_or_digit_is_lost(text: str, length: int, brackets: bool) -> None:
     clean = functools.lru_cache(None)(clean_english)  # of pieces that come many times
