@@ -75,7 +75,7 @@ def check(kills: int, sentences: int, options: Sequence[str], seed: int) -> dict
         seconds, wanted = time.monotonic() - began, contents(whole)
         killed = readings = made = twice = different = 0
         present: dict[str, tuple[int, int]] = {}
-        while killed < kills or folder.exists():
+        while killed < kills or folder.exists() or not readings:
             process = subprocess.Popen([*command, str(folder)])
             try:
                 status = process.wait(rng.uniform(0, seconds) if killed < kills else None)

@@ -20,6 +20,7 @@ from tortoise_rt.errors import CheckpointError
 from tortoise_rt.spec import CHECKPOINT_FILES
 
 from . import wav2vec2
+from .bare import bare
 from .models.aligner import Aligner
 from .models.autoregressive import UnifiedVoice
 from .models.diffusion import DiffusionTts
@@ -304,7 +305,7 @@ def _assume(
     assumed: dict[str, Tensor] = {}
     while True:
         try:
-            with torch.device("meta"):
+            with bare():
                 return MODULES[network].from_weights({**weights, **assumed}, config)
         except KeyError as error:
             if error.args[0] in assumed:

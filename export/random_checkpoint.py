@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tortoise_rt.export.bare import bare
 from tortoise_rt.export.checkpoints import CONFIG_SECTIONS, write_network
 from tortoise_rt.export.models.aligner import Aligner
 from tortoise_rt.export.models.autoregressive import UnifiedVoice
@@ -101,7 +102,7 @@ def write_checkpoints(
     for network, build in networks(size).items():
         if only is not None and network not in only:
             continue
-        with torch.device("meta"):
+        with bare():
             module = build()
         weights = {k: _random(k, v, generator) for k, v in module.state_dict().items()}
         if network == "autoregressive":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ STRICT = ("-Wall", "-Wextra", "-Werror")
 SECONDS = 120  #: that a program may take
 TOKENIZER = ROOT / "tests" / "data" / "tokenizer.json"
 EXAMPLES = ROOT / "runtime" / "capi" / "examples"
+FAKE = ("backend=fake", f"tokenizer={TOKENIZER}", "codes=40")  #: what capi_load is to speak with
 
 
 def need_compiler(name: str = "cc") -> None:
@@ -77,6 +79,11 @@ def run(
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done
+
+
+def loaded(programs: Path, *arguments: str, **environment: str) -> dict[str, Any]:
+    """What capi_load reports."""
+    return json.loads(run(programs / "capi_load", *arguments, cwd=programs, **environment).stdout)
 
 
 class Library:

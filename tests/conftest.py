@@ -8,9 +8,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from capi import Library, built
+from capi import EXAMPLES, Library, built, compiled
 from hub import Server, serving
 
 from tortoise_rt import fetch
@@ -18,10 +19,23 @@ from tortoise_rt.backends import open_engine
 from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.engine import Engine, EngineInfo
 
+if TYPE_CHECKING:
+    from serving import Running
+
 ROOT = Path(__file__).resolve().parent.parent
 
-# The test model is so small that torch's threads only wait for each other, the more so under pytest-xdist.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The models here are so small that threads only wait for each other, the more so under pytest-xdist. That more of them
+# compute the same is a test's own matter (test_onnx_threads.py).
+for variable in ("OMP_NUM_THREADS", "TORTOISE_RT_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers take the tests in long runs, and then from each other, so that a module's fixtures are made once."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 def pytest_collection_finish() -> None:
@@ -115,7 +129,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of files on this machine, and a cache of the test's own."""
     monkeypatch.setattr(fetch, "PAUSE", 0.0)
     monkeypatch.setenv("TORTOISE_RT_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -123,10 +137,37 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
         yield running
 
 
+@pytest.fixture(scope="module")
+def own_voices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty folder of voices: nobody's own are seen."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("voices")
+        patch.setenv("TORTOISE_RT_VOICES", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    """A server of speech on this machine."""
+    from serving import serving as speaking
+
+    with speaking() as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def capi(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The C library of this environment: a folder with include and lib."""
     return built(tmp_path_factory.mktemp("capi") / "prefix")
+
+
+@pytest.fixture(scope="session")
+def programs(capi: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of compiled programs with the C library: hello, server and capi_load."""
+    folder = tmp_path_factory.mktemp("programs")
+    for source in (EXAMPLES / "hello.c", EXAMPLES / "server.c", ROOT / "benchmarks" / "capi_load.c"):
+        compiled(capi, source, folder / source.stem)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,10 @@ from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.config import Settings, make_settings
 from tortoise_rt.engine import Array, Engine, KVCache
 from tortoise_rt.pipeline import Pipeline, Result
+from tortoise_rt.reading import PAUSE, Reader
 from tortoise_rt.rng import Philox
 from tortoise_rt.scheduler import Handle, Scheduler
+from tortoise_rt.streaming import Chunks
 from tortoise_rt.text import Tokenizer
 from tortoise_rt.voice import VoiceLatents
 
@@ -23,7 +25,9 @@ TOKENIZER = Path(__file__).parent / "data" / "tokenizer.json"
 BOUND = 1e-4  #: of the range of latents, mels and wavs
 WAIT = 120.0  #: seconds after which a test has hung
 ONE = dict(num_autoregressive_samples=1, max_mel_tokens=60)  #: settings of a stream
+QUICK = dict(num_autoregressive_samples=1, max_mel_tokens=24)  #: and of short clips
 TEXTS = ("Hello there.", "A boat.", "How are you today, my dear?", "One, two, three.")
+STORY = "The boat came in. Who was on it? Nobody knew.\n\nThe harbour was quiet that evening; we went home."
 
 
 def settings(**arguments: Any) -> Settings:
@@ -49,6 +53,15 @@ def scheduler(engine: Engine, **options: Any) -> Scheduler:
 def submit(made: Scheduler, text: str = TEXTS[0], seed: int = 1, **arguments: Any) -> Handle[Result]:
     options = {key: arguments.pop(key) for key in ("priority", "timeout") if key in arguments}
     return made.submit(text, voice(made.engine), settings(**arguments), seed, **options)
+
+
+def reader(
+    made: Scheduler, seed: int = 7, pause: float = PAUSE, split: bool = True, chunks: Chunks | None = None,
+    **arguments: Any,
+) -> Reader:  # fmt: skip
+    """Who says texts sentence by sentence, in short clips."""
+    chosen = settings(**{**QUICK, **arguments})
+    return Reader(made, voice(made.engine), chosen, seed, chunks=chunks, pause=pause, split=split)
 
 
 def alone(engine: Engine, text: str = TEXTS[0], seed: int = 1, **arguments: Any) -> Result:

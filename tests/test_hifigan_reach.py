@@ -32,7 +32,7 @@ def official() -> Any:
 
     torch.manual_seed(0)
     return HifiganGenerator(
-        in_dim=4, voice_dim=4, channels=32, upsample_kernels=[16, 16, 4, 4], upsample_factors=[8, 8, 2, 2],
+        in_dim=4, voice_dim=4, channels=16, upsample_kernels=[16, 16, 4, 4], upsample_factors=[8, 8, 2, 2],
         block_kernels=[3, 7, 11], block_dilations=[[1, 3, 5]] * 3,
     ).double()  # fmt: skip
 

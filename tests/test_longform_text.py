@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import sys
 import time
@@ -143,25 +144,26 @@ TEXTS = st.one_of(
     st.builds(
         lambda parts, times: "".join(parts * times)[:5000],
         st.lists(st.text(CHARACTERS, max_size=30), max_size=12),
-        st.integers(1, 60),
+        st.sampled_from([1, 2, 3, 10, 60]),
     ),
 )
 
 
-@hypothesis_settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@hypothesis_settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=TEXTS, length=st.sampled_from([20, 200]), brackets=st.booleans())
 def test_no_letter_or_digit_is_lost(text: str, length: int, brackets: bool) -> None:
-    cleaned = clean_english(text)
+    clean = functools.lru_cache(None)(clean_english)  # of pieces that come many times
+    cleaned = clean(text)
     pieces = split_and_recombine_text(cleaned, length, length * 3 // 2)
     assert letters("".join(pieces)) == letters(cleaned)
     try:
         document = plain_document("t", text)
-        found = plan(document, lambda piece: bool(clean_english(piece).strip()), (), length, brackets)
+        found = plan(document, lambda piece: bool(clean(piece).strip()), (), length, brackets)
     except TextError:
         assert not letters(cleaned)
         return
     # What cannot be said is passed over; of all else each letter is in its place.
-    unsaid = {c for c in set(letters(text)) if not clean_english(c).strip()}
+    unsaid = {c for c in set(letters(text)) if not clean(c).strip()}
     said = letters("".join(passage.text for passage in found))
     assert [c for c in said if c not in unsaid] == [c for c in letters(text) if c not in unsaid]
     assert found[-1].ends == "chapter"

@@ -11,7 +11,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
-from tortoise_rt.backends.onnx import OnnxEngine, thread_count
+from tortoise_rt.backends.onnx import OnnxEngine
 from tortoise_rt.engine import EngineInfo
 from tortoise_rt.errors import BundleError, EngineError
 from tortoise_rt.export.checkpoints import Checkpoints
@@ -380,12 +380,3 @@ def test_unknown_device(engine: OnnxEngine) -> None:
     for device in ("tpu", "cuda:x"):
         with pytest.raises(EngineError, match="has no device"):
             OnnxEngine(Path(), engine.info, {}, device)
-
-
-def test_threads_from_environment(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORTOISE_RT_THREADS", "3")
-    assert thread_count() == 3
-    session = OnnxEngine(engine._folder, engine.info, engine._files).session("rlg_auto")
-    assert session.get_session_options().intra_op_num_threads == 3
-    monkeypatch.setenv("TORTOISE_RT_THREADS", "many")
-    pytest.raises(EngineError, thread_count).match("many")

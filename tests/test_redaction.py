@@ -257,7 +257,7 @@ def test_no_text_breaks_the_cutting_and_no_letter_outside_is_lost(text: str) -> 
         ]
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(PROMPTS)
 def test_no_letter_or_digit_outside_brackets_is_lost(text: str) -> None:
     """Through cleaning, cutting into sentences, and cutting out of the sound."""

@@ -9,8 +9,6 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -32,19 +30,7 @@ from tortoise_rt.text import Tokenizer
 from tortoise_rt.tts import TextToSpeech
 from tortoise_rt.voice import load_voice
 
-
-@pytest.fixture(scope="module", autouse=True)
-def own_voices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("voices")
-        patch.setenv("TORTOISE_RT_VOICES", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with serving() as running:
-        yield running
+pytestmark = pytest.mark.usefixtures("own_voices")
 
 
 # --- speech ---

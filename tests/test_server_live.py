@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,12 +15,6 @@ from websockets.sync.client import ClientConnection, connect
 from tortoise_rt.incoming import IncomingText
 
 START = {"type": "start", "response_format": "pcm", **ONE}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with serving() as running:
-        yield running
 
 
 def open_to(server: Running, **options: Any) -> ClientConnection:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,7 @@ from tortoise_rt.server.limits import Keys
 from tortoise_rt.server.service import Service
 from tortoise_rt.text import Tokenizer
 
-
-@pytest.fixture(scope="module", autouse=True)
-def own_voices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("voices")
-        patch.setenv("TORTOISE_RT_VOICES", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with serving() as running:
-        yield running
+pytestmark = pytest.mark.usefixtures("own_voices")
 
 
 # --- what is refused ---

@@ -183,7 +183,20 @@ _SAID_OTHERWISE = re.compile(
 )
 
 
-@settings(max_examples=2000, deadline=None)
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a 6'2\"tall man", "a six foot two tall man"),
+        ("5'10\"6", "five foot ten six"),
+        ("5'10\".", "five foot ten."),
+        ("He is 5'10\", and she is 5'4\".", "he is five foot ten, and she is five foot four."),
+    ],
+)
+def test_what_follows_feet_and_inches_is_a_word_of_its_own(text: str, said: str) -> None:
+    assert clean_english(text) == said
+
+
+@settings(max_examples=1000, deadline=None)
 @given(text=TEXTS)
 def test_no_word_or_number_is_lost(text: str) -> None:
     """Every word comes through as it is spelt, in order, and every number as words, between its neighbours."""
