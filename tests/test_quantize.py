@@ -168,8 +168,9 @@ def test_weights_for_gpus(inputs: int, outputs: int, seed: int) -> None:
     steps = scales.astype(np.float64)
     assert np.all(np.abs(numbers * steps - matrix) <= 0.5001 * steps)
     bits, scales = quantize.quantize_outputs(matrix, "fp8")
-    found = torch.from_numpy(bits).view(torch.float8_e4m3fn).double().numpy() * scales
-    assert np.all(np.abs(found - matrix) <= np.maximum(np.abs(matrix) / 15.9, scales * 2.0**-10))
+    steps = scales.astype(np.float64)
+    found = torch.from_numpy(bits).view(torch.float8_e4m3fn).double().numpy() * steps
+    assert np.all(np.abs(found - matrix) <= np.maximum(np.abs(matrix) / 15.9, 1.0001 * steps * 2**-10))
 
 
 def test_float8_is_rounded_as_torch_rounds() -> None:
