@@ -50,7 +50,7 @@ for module in (decode_attention, draw_codes, rows_linear):
     early = capability >= 90
     module.early_start = lambda tensor: {"EARLY": early, **({"launch_pdl": True} if early else {})}
 for module in (relative_attention, rows_linear):
-    module.roomy = lambda tensor: capability in (80, 90, 100)
+    module.roomy = lambda tensor: capability in (90, 100)
 vector = lambda *shape: torch.zeros(shape, dtype=half)
 for half in (torch.float32, torch.float16):
     relative_attention.relative_attention(vector(2, 100, 3072), torch.zeros(16, 129), vector(2, 100, 1024))
