@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import logging
 from ctypes import POINTER, c_char_p, c_int32, c_int64, c_uint8, c_uint16, c_uint64, c_void_p, py_object
 from typing import Any, NamedTuple
 
@@ -14,6 +16,8 @@ CUDA = 2  #: the kind of device
 NAME = b"dltensor"  #: of a capsule whose array nobody has taken
 KINDS = {0: "i", 1: "u", 2: "f"}  #: of numbers
 FLOAT = 2, 32  #: kind and bits of float32
+
+log = logging.getLogger("tortoise_rt")
 
 
 class Opened(NamedTuple):
@@ -52,15 +56,24 @@ _api = ctypes.pythonapi
 _new = ctypes.PYFUNCTYPE(py_object, c_void_p, c_char_p, c_void_p)(("PyCapsule_New", _api))
 _valid = ctypes.PYFUNCTYPE(ctypes.c_int, c_void_p, c_char_p)(("PyCapsule_IsValid", _api))
 _pointer = ctypes.PYFUNCTYPE(c_void_p, c_void_p, c_char_p)(("PyCapsule_GetPointer", _api))
+_refused = functools.partial(log.warning, "a library took no array of a GPU: %s. NumPy takes array.numpy()")
+_raise = ctypes.PYFUNCTYPE(None)(("PyErr_Occurred", _api))  # ctypes raises what has occurred
 _lent: dict[
     int, tuple[Any, ...]
 ] = {}  # address of a _Managed -> it, what it points to, and whose memory it is
 
 
-# What they need is bound, as arrays may outlive this module when Python ends.
+# Whoever calls these, in C, may be about to raise an error; none can be pending while Python runs, nor when it returns to C: it
+# is taken, and logged. What they need is bound, as arrays may outlive this module when Python ends.
 @ctypes.CFUNCTYPE(None, c_void_p)
-def _delete(address: int, lent: dict[int, tuple[Any, ...]] = _lent) -> None:
+def _delete(
+    address: int, lent: dict[int, tuple[Any, ...]] = _lent, pending: Any = _raise, refused: Any = _refused
+) -> None:
     """Called by whoever took a capsule's array, when it is done with it."""
+    try:
+        pending()
+    except BaseException as error:
+        refused(error)
     lent.pop(address, None)
 
 
@@ -71,8 +84,14 @@ def _end(
     valid: Any = _valid,
     pointer: Any = _pointer,
     name: bytes = NAME,
+    pending: Any = _raise,
+    refused: Any = _refused,
 ) -> None:
     """Called when a capsule ends; one whose array was taken has another name."""
+    try:
+        pending()
+    except BaseException as error:
+        refused(error)
     if valid(capsule, name):
         lent.pop(pointer(capsule, name), None)
 
