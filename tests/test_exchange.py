@@ -15,7 +15,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
-from fake_driver import LEGACY, FakeDriver, Gpu, view
+from fake_driver import LEGACY, CUresult, FakeDriver, Gpu, view
 from sharing import Capsule, Interface, Library, stand_ins
 from standard import standard_engine
 from test_guide import SECTIONS
@@ -146,6 +146,49 @@ def test_memory_is_free_once_its_reader_has_read(
     assert relative_error(found, plain.run("univnet", **inputs)[0]) <= 1e-6
 
 
+def test_memory_is_free_once_whoever_took_it_has_read(engine: TensorRTEngine, driver: FakeDriver) -> None:
+    """A capsule's reader works on another stream than the array's."""
+    gpu, library, other = driver.gpus[0], Library(driver), Library(driver)
+    gpu.reuses = True
+    noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
+    wanted = engine.run("rlg_auto", noise=noise)[0]
+    (latent,) = engine.run_on_device("rlg_auto", stream=library.stream, noise=noise)
+    capsule = latent.__dlpack__(stream=other.stream)
+    found, address = other.get(latent), latent.memory.address
+    del latent, capsule
+    (again,) = engine.run_on_device("rlg_auto", noise=2 * noise)
+    assert again.memory.address == address
+    again.numpy()  # the engine's own stream has run
+    other.wait()
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_reader_that_is_gone_is_nobody_else_s_trouble(
+    engine: TensorRTEngine,
+    driver: FakeDriver,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Others' calls go on, and the memory is free."""
+    library, real = Library(driver), FakeDriver.cuEventRecord
+    noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
+    wanted = engine.run("rlg_auto", noise=noise)[0]
+    room = engine._device.room  # type: ignore[attr-defined]
+    (latent,) = engine.run_on_device("rlg_auto", stream=library.stream, noise=noise)
+    library.wait()
+
+    def record(driver: FakeDriver, event: Any, stream: int) -> Any:
+        return (
+            (CUresult.CUDA_ERROR_INVALID_VALUE,) if stream == library.stream else real(driver, event, stream)
+        )
+
+    monkeypatch.setattr(FakeDriver, "cuEventRecord", record)
+    del latent
+    np.testing.assert_array_equal(engine.run("rlg_auto", noise=noise)[0], wanted)
+    assert engine._device.room == room  # type: ignore[attr-defined]
+    assert caplog.messages == ["the GPU could not free what was given back: CUDA_ERROR_INVALID_VALUE"]
+
+
 def test_a_plan_ends_behind_what_it_runs(engine: TensorRTEngine, standard_graphs: EngineInfo) -> None:
     """Released, or dropped with its engine, while nobody has waited for the output."""
     noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
@@ -196,6 +239,23 @@ def test_numpy_takes_a_capsule(engine: TensorRTEngine, driver: FakeDriver, on_th
     del untaken
     assert engine._device.room == room and not dlpack._lent  # type: ignore[attr-defined]
     assert gpu.room == room
+
+
+def test_who_refuses_a_capsule_keeps_nothing(
+    engine: TensorRTEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """NumPy takes no array of a GPU. It drops the capsule with an error pending, which is logged."""
+    noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
+    engine.run("rlg_auto", noise=noise)  # memory has grown
+    room = engine._device.room  # type: ignore[attr-defined]
+    (latent,) = engine.run_on_device("rlg_auto", noise=noise)
+    with pytest.raises(SystemError):  # as its own has gone
+        np.from_dlpack(latent)  # type: ignore[arg-type]
+    assert len(caplog.messages) == 1 and "evice" in caplog.messages[0]
+    assert caplog.messages[0].endswith("NumPy takes array.numpy()")
+    del latent
+    gc.collect()
+    assert engine._device.room == room and not dlpack._lent  # type: ignore[attr-defined]
 
 
 def test_a_capsule_is_for_the_stream_that_asks(engine: TensorRTEngine, driver: FakeDriver) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import sys
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +20,9 @@ import numpy as np
 
 from ..engine import Array
 from ..errors import EngineError, MissingDependency
+from .given_back import GivenBack, free_all, name_of, order
 
 CType = Callable[[int], Any]  #: c_int32 or c_uint64
-_Freed = deque[
-    list[Callable[[], tuple[Any, ...]]]
-]  # calls of the driver that free something, those in a list one by one
 _WITHOUT_TIMES = 2  # CU_EVENT_DISABLE_TIMING
 
 
@@ -38,11 +36,16 @@ class Block:
 
 
 class Memory:
-    """Memory on a device, given back when nothing refers to it any more."""
+    """Memory on a device, given back when nothing refers to it any more.
 
-    def __init__(self, address: int, nbytes: int, free: Callable[[int], None]) -> None:
-        self.address, self.nbytes = address, nbytes
-        weakref.finalize(self, free, address).atexit = False
+    ``readers``: streams of somebody else's that it is used on, waited for before it is used for something else.
+    """
+
+    def __init__(
+        self, address: int, nbytes: int, readers: set[int], free: Callable[[int, set[int]], None]
+    ) -> None:
+        self.address, self.nbytes, self.readers = address, nbytes, readers
+        weakref.finalize(self, free, address, readers).atexit = False
 
 
 class Recording:
@@ -73,7 +76,7 @@ class Device:
     def __init__(self, number: int = 0, driver: Any = None) -> None:
         """driver: the module of cuda-bindings, or one like it."""
         self._driver = driver = driver or _driver()
-        self._given_back: _Freed = deque()
+        self._given_back = GivenBack(driver.CUresult.CUDA_SUCCESS)
         self.number = number
         try:
             self._check("start the driver", driver.cuInit(0))
@@ -86,7 +89,7 @@ class Device:
         device = self._check("find the GPU", driver.cuDeviceGet(number))
         self._context = self._check("use the GPU", driver.cuDevicePrimaryCtxRetain(device))
         self._lock = threading.RLock()
-        weakref.finalize(self, _free_all, driver, self._context, self._given_back).atexit = False
+        weakref.finalize(self, free_all, driver, self._context, self._given_back).atexit = False
         self.name = self._name(device)
         attributes = driver.CUdevice_attribute
         major, minor = (
@@ -115,22 +118,17 @@ class Device:
         with self._lock:
             self._check("use the GPU", self._driver.cuCtxPushCurrent(self._context))
             try:
-                self._free_given_back()
+                self._given_back.free()
                 yield
             finally:
                 self._check("leave the GPU", self._driver.cuCtxPopCurrent())
 
-    def _free_given_back(self) -> None:
-        while self._given_back:
-            for call in self._given_back.popleft():
-                self._check("free what was given back", call())
-
     def allocate(self, nbytes: int, what: str, reader: int | None = None) -> Memory:
         """Memory that holds zeros, for ``what``; raises EngineError when there is not enough.
 
-        reader: a stream of somebody else's that reads it, and is waited for before it is used for something else.
+        reader: the first of its ``readers``.
         """
-        self._free_given_back()
+        self._given_back.free()
         nbytes = max(nbytes, 1)
         error, address = self._driver.cuMemAllocAsync(nbytes, self._stream)
         if error == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
@@ -138,16 +136,16 @@ class Device:
             raise out_of_memory(nbytes, what, f"cuda:{self.number}", free, total)
         self._check(f"allocate {nbytes} bytes", (error,))
         self._check("clear memory", self._driver.cuMemsetD8Async(address, 0, nbytes, self._stream))
-        return Memory(int(address), nbytes, functools.partial(self._give_back, reader))
+        return Memory(int(address), nbytes, set() if reader is None else {reader}, self._give_back)
 
-    def _give_back(self, reader: int | None, address: int) -> None:
-        order = [] if reader is None else _order(self._driver, self._event, reader, self._stream)
+    def _give_back(self, address: int, readers: set[int]) -> None:
+        orders = (order(self._driver, self._event, reader, self._stream) for reader in readers)
         free = functools.partial(self._driver.cuMemFreeAsync, address, self._stream)
-        self._given_back.append([*order, free])
+        self._given_back.add(*itertools.chain.from_iterable(orders), free)
 
     def order(self, first: int, then: int) -> None:
         """Have what one stream is given from here on wait for what another was given; the host waits for neither."""
-        for call in _order(self._driver, self._event, first, then):
+        for call in order(self._driver, self._event, first, then):
             self._check("have a stream wait for another", call())
 
     def owner(self, address: int) -> int:
@@ -162,7 +160,7 @@ class Device:
         address = self._check(f"pin {nbytes} bytes of memory", self._driver.cuMemHostAlloc(nbytes, 0))
         array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(int(address)))
         free = functools.partial(self._driver.cuMemFreeHost, address)
-        weakref.finalize(array, self._given_back.append, [free]).atexit = False
+        weakref.finalize(array, self._given_back.add, free).atexit = False
         return array
 
     def load(self, cubin: bytes, function: str, types: Sequence[CType], threads: int, shared: int) -> Kernel:
@@ -236,7 +234,7 @@ class Device:
         return executable if error == fine else None
 
     def _forget(self, graph: Any) -> None:
-        self._given_back.append([functools.partial(self._driver.cuGraphExecDestroy, graph)])
+        self._given_back.add(functools.partial(self._driver.cuGraphExecDestroy, graph))
 
     def launch(self, recording: Recording) -> None:
         """Queue what was recorded."""
@@ -250,26 +248,8 @@ class Device:
         """The answer of a call of the driver; raises EngineError for an error."""
         error, *values = answer
         if error != self._driver.CUresult.CUDA_SUCCESS:
-            name = getattr(error, "name", str(error))
-            raise EngineError(f"the GPU could not {what}: {name}. See tortoise-rt doctor")
+            raise EngineError(f"the GPU could not {what}: {name_of(error)}. See tortoise-rt doctor")
         return values[0] if len(values) == 1 else tuple(values)
-
-
-def _free_all(driver: Any, context: Any, given_back: _Freed) -> None:
-    """Free what was given back to a device that nobody uses any more."""
-    driver.cuCtxPushCurrent(context)
-    for calls in given_back:
-        for call in calls:
-            call()
-    driver.cuCtxPopCurrent()
-
-
-def _order(driver: Any, event: Any, first: int, then: int) -> list[Callable[[], tuple[Any, ...]]]:
-    """The calls that have a stream wait for what another has queued when they are made."""
-    return [
-        functools.partial(driver.cuEventRecord, event, first),
-        functools.partial(driver.cuStreamWaitEvent, then, event, 0),
-    ]
 
 
 def gpu_names() -> list[str]:

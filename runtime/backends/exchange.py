@@ -29,8 +29,8 @@ DEFAULT_STREAM = 1  #: the legacy default stream, which libraries use unless the
 class DeviceArray:
     """float32 in C order, in memory of a GPU that is held while this lives: an array for any library that shares arrays.
 
-    It may be used on ``stream``, and on what waits for that. The stream must last as long as the array: before its memory is
-    used for something else, what was queued there is waited for.
+    It may be used on ``stream``, on what waits for that, and on streams that take it by DLPack. All these must last as long as
+    the array: before its memory is used for something else, what was queued on ``stream`` and on takers' is waited for.
     """
 
     memory: Memory
@@ -67,6 +67,7 @@ class DeviceArray:
         if reader not in (-1, self.stream):
             with self.device.turn():
                 self.device.order(self.stream, reader)
+            self.memory.readers.add(reader)
         return dlpack.capsule(self.memory.address, self.shape, self.device.number, self)
 
     def numpy(self) -> Array:
