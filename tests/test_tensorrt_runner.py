@@ -228,9 +228,13 @@ def test_a_failure_names_graph_and_shapes(info: EngineInfo, monkeypatch: pytest.
 
 @pytest.mark.parametrize("step", ["cuStreamEndCapture", "cuGraphInstantiate", "cuGraphLaunch"])
 def test_what_cannot_be_recorded_runs_as_it_is(
-    info: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch, step: str
+    info: EngineInfo,
+    plain: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    step: str,
 ) -> None:
-    """And is not tried again. What a launch says is no reason to go on."""
+    """And is not tried again, which is said once. What a launch says is no reason to go on."""
     engine, tried = make_engine(info), []
     real = getattr(FakeDriver, step)
 
@@ -249,6 +253,33 @@ def test_what_cannot_be_recorded_runs_as_it_is(
         found = engine.run("rlg_auto", noise=noise)[0]
         assert relative_error(found, plain.run("rlg_auto", noise=noise)[0]) <= 1e-6
     assert len(tried) == 1
+    launches, replays = step == "cuGraphLaunch", engine._plans.replays
+    assert (replays.recorded, replays.refused) == (int(launches), int(not launches))
+    said = ["rlg_auto is not recorded, and takes longer", "CUDA_ERROR_INVALID_VALUE"]
+    assert [[part in message for part in said] for message in caplog.messages] == [[True, True]][launches:]
+
+
+def test_what_fails_while_it_is_recorded(
+    info: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning says what failed; what was recorded so far is forgotten."""
+    engine, forgotten = make_engine(info), []
+    noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
+    real, destroy = FakeContext.execute_async_v3, FakeDriver.cuGraphDestroy
+    monkeypatch.setattr(
+        FakeContext,
+        "execute_async_v3",
+        lambda self, stream: self.plan.stream.recording is None and real(self, stream),
+    )
+    monkeypatch.setattr(
+        FakeDriver, "cuGraphDestroy", lambda self, graph: forgotten.append(graph) or destroy(self, graph)
+    )
+    for _ in range(4):
+        found = engine.run("rlg_auto", noise=noise)[0]
+        assert relative_error(found, plain.run("rlg_auto", noise=noise)[0]) <= 1e-6
+    (message,) = caplog.messages
+    assert message.startswith('rlg_auto is not recorded, and takes longer: graph "rlg_auto" failed on noise')
+    assert engine._plans.replays.refused == len(forgotten) == 1
 
 
 def test_whatever_ends_a_recording_ends_it(info: EngineInfo, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,28 +210,21 @@ class Device:
         parameters.WidthInBytes, parameters.Height, parameters.Depth = width, height, depth
         self._check("copy on the GPU", self._driver.cuMemcpy3DAsync(parameters, self._stream))
 
-    def record(self, work: Callable[[], Any]) -> Recording | None:
-        """What ``work`` queues, to be launched; nothing is run. None where it cannot be recorded."""
-        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._check("record", self._driver.cuStreamBeginCapture(self._stream, mode))
-        recorded = False
+    def record(self, work: Callable[[], Any]) -> Recording:
+        """What ``work`` queues, to be launched; nothing is run. Raises EngineError where it cannot be recorded."""
+        driver, mode = self._driver, self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._check("record", driver.cuStreamBeginCapture(self._stream, mode))
         try:
-            with contextlib.suppress(EngineError):  # of what may not be recorded
-                work()
-                recorded = True
-        finally:  # what was begun is ended, whatever happened
-            executable = self._end_recording(recorded)
-        return None if executable is None else Recording(executable, self._forget)
-
-    def _end_recording(self, wanted: bool) -> Any:
-        """What was recorded as it can be launched, if it is wanted; None where it cannot be."""
-        driver, fine = self._driver, self._driver.CUresult.CUDA_SUCCESS
-        error, graph = driver.cuStreamEndCapture(self._stream)
-        if error != fine:
-            return None
-        error, executable = driver.cuGraphInstantiate(graph, 0) if wanted else (None, None)
+            work()
+        except BaseException:  # what was begun is ended, whatever happened
+            error, graph = driver.cuStreamEndCapture(self._stream)
+            if error == driver.CUresult.CUDA_SUCCESS:
+                driver.cuGraphDestroy(graph)
+            raise
+        graph = self._check("end a recording", driver.cuStreamEndCapture(self._stream))
+        made = driver.cuGraphInstantiate(graph, 0)
         self._check("forget a graph", driver.cuGraphDestroy(graph))
-        return executable if error == fine else None
+        return Recording(self._check("have a recording to launch", made), self._forget)
 
     def _forget(self, graph: Any) -> None:
         self._given_back.add(functools.partial(self._driver.cuGraphExecDestroy, graph))
