@@ -94,6 +94,19 @@ class Graph:
     alive: bool = True
 
 
+@dataclass
+class Pool:
+    """Memory that is allocated by a stream's work, and freed by it; at a wait, what it has too much goes to the system."""
+
+    threshold: int = 0
+    used: int = 0
+    kept: int = 0  #: bytes of the GPU that are its, used or not
+    alive: bool = True
+
+    def trim(self, least: int) -> None:
+        self.kept = max(self.used, min(self.kept, least))
+
+
 class Gpu:
     """One of the driver's."""
 
@@ -106,6 +119,8 @@ class Gpu:
         self.launched = 0  #: recordings
         self.waited = 0  #: times that the host has
         self.ran: list[str] = []  #: kernels
+        self.pools: list[Pool] = [Pool()]  #: the first is the default one
+        self.owners: dict[int, Pool] = {}  #: address -> whose memory it is
         self.reuses = False  #: memory that was freed for the next of its size, as the real one does
         self.spare: dict[int, list[Array]] = {}  #: bytes -> memory
         self.gone: list[Array] = []  #: of the host: else NumPy would use its memory again
@@ -138,6 +153,10 @@ class FakeDriver:
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
     CUmemorytype = SimpleNamespace(CU_MEMORYTYPE_DEVICE=2)
     CUDA_MEMCPY3D = SimpleNamespace
+    CUmemAllocationType = SimpleNamespace(CU_MEM_ALLOCATION_TYPE_PINNED=1)
+    CUmemLocationType = SimpleNamespace(CU_MEM_LOCATION_TYPE_DEVICE=1)
+    CUmemPool_attribute = SimpleNamespace(CU_MEMPOOL_ATTR_RELEASE_THRESHOLD=4)
+    cuuint64_t = ctypes.c_uint64
 
     def __init__(self, room: int = 1 << 30, count: int = 1, capability: str = "8.9") -> None:
         self.gpus = [Gpu(number, room) for number in range(count)]
@@ -207,6 +226,8 @@ class FakeDriver:
         gpu = self._idle(stream)
         gpu.waited += 1
         gpu.streams[stream].run(gpu.streams[stream].end)
+        for pool in gpu.pools:
+            pool.trim(pool.threshold)
         return (FINE,)
 
     def cuEventCreate(self, flags: int) -> tuple[CUresult, Event]:
@@ -225,8 +246,35 @@ class FakeDriver:
 
     # --- memory ---
 
+    def CUmemPoolProps(self) -> Any:
+        return SimpleNamespace(location=SimpleNamespace())
+
+    def cuMemPoolCreate(self, wanted: Any) -> tuple[CUresult, Pool]:
+        gpu = self.gpus[wanted.location.id]
+        assert self._current is gpu and (wanted.allocType, wanted.location.type) == (1, 1)
+        gpu.pools.append(Pool())
+        return FINE, gpu.pools[-1]
+
+    def cuMemPoolSetAttribute(self, pool: Pool, attribute: int, value: ctypes.c_uint64) -> tuple[CUresult]:
+        assert attribute == 4
+        pool.threshold = value.value
+        return (FINE,)
+
+    def cuMemPoolTrimTo(self, pool: Pool, least: int) -> tuple[CUresult]:
+        pool.trim(least)
+        return (FINE,)
+
+    def cuMemPoolDestroy(self, pool: Pool) -> tuple[CUresult]:
+        assert pool.alive
+        pool.alive = False
+        return (FINE,)
+
     def cuMemAllocAsync(self, nbytes: int, stream: int) -> tuple[CUresult, int]:
+        return self.cuMemAllocFromPoolAsync(nbytes, self._gpu(stream).pools[0], stream)
+
+    def cuMemAllocFromPoolAsync(self, nbytes: int, pool: Pool, stream: int) -> tuple[CUresult, int]:
         gpu = self._idle(stream)
+        assert pool in gpu.pools and pool.alive
         if nbytes > gpu.room:
             return CUresult.CUDA_ERROR_OUT_OF_MEMORY, 0
         gpu.room -= nbytes
@@ -236,7 +284,9 @@ class FakeDriver:
             array = np.full(nbytes + 512, 0xFF, np.uint8)  # NaN
             memory = array[-array.ctypes.data % 256 :][:nbytes]
         address = memory.ctypes.data
-        gpu.held[address] = memory
+        gpu.held[address], gpu.owners[address] = memory, pool
+        pool.used += nbytes
+        pool.kept = max(pool.kept, pool.used)
         gpu.streams[stream].queue(lambda: gpu.alive.update({address: memory}))
         return FINE, address
 
@@ -244,6 +294,7 @@ class FakeDriver:
         gpu = self._idle(stream)
         memory = gpu.held.pop(address)
         gpu.room += memory.nbytes
+        gpu.owners.pop(address).used -= memory.nbytes
         gpu.spare.setdefault(memory.nbytes, []).append(memory)
         return gpu.streams[stream].queue(lambda: gpu.alive.pop(address).fill(0xFF))
 

@@ -310,6 +310,28 @@ def test_a_damaged_plan(info: EngineInfo, tmp_path: Path) -> None:
         engine.run("rlg_auto", noise=np.zeros((1, engine.dims["rlg_auto.dim"]), np.float32))
 
 
+def test_only_what_must_be_finite_is_cleared(info: EngineInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches; not what a run writes."""
+    engine, cleared, real = make_engine(info), [], FakeDriver.cuMemsetD8Async
+    monkeypatch.setattr(
+        FakeDriver, "cuMemsetD8Async", lambda self, *given: cleared.append(given[2]) or real(self, *given)
+    )
+    noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
+    engine.run_on_device("rlg_auto", noise=noise)
+    assert cleared == []
+    cache = engine.new_cache(2, 10)
+    assert cleared == [cache.state.memory.nbytes]
+
+
+def test_released_memory_is_the_system_s(info: EngineInfo) -> None:
+    engine = make_engine(info)
+    _, pool = device(engine).gpu.pools
+    engine.run("rlg_auto", noise=np.ones((1, engine.dims["rlg_auto.dim"]), np.float32))
+    used = pool.used
+    engine.release("rlg_auto")
+    assert pool.kept == pool.used < used
+
+
 def test_a_released_graph_is_loaded_again(info: EngineInfo) -> None:
     """Into memory at the same addresses, it may be: what was recorded is another plan's."""
     engine = make_engine(info)

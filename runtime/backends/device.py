@@ -89,7 +89,6 @@ class Device:
         device = self._check("find the GPU", driver.cuDeviceGet(number))
         self._context = self._check("use the GPU", driver.cuDevicePrimaryCtxRetain(device))
         self._lock = threading.RLock()
-        weakref.finalize(self, free_all, driver, self._context, self._given_back).atexit = False
         self.name = self._name(device)
         attributes = driver.CUdevice_attribute
         major, minor = (
@@ -106,11 +105,26 @@ class Device:
             own = 1  # which does not wait for the default stream
             self._stream = self._check("make a stream", driver.cuStreamCreate(own))
             self._event = self._check("make an event", driver.cuEventCreate(_WITHOUT_TIMES))
+            self._pool = self._make_pool()
+        weakref.finalize(self, free_all, driver, self._context, self._given_back, self._pool).atexit = False
         self.stream = int(self._stream)
 
     def _name(self, device: Any) -> str:
         name = self._check("ask the GPU's name", self._driver.cuDeviceGetName(128, device))
         return name.split(b"\0")[0].decode()
+
+    def _make_pool(self) -> Any:
+        """Memory of this GPU that is freed and allocated again without the system, till ``trim``; nobody else's."""
+        driver, wanted = self._driver, self._driver.CUmemPoolProps()
+        wanted.allocType = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+        wanted.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+        wanted.location.id = self.number
+        pool = self._check("make a pool of memory", driver.cuMemPoolCreate(wanted))
+        threshold, all_of_it = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, 2**64 - 1
+        self._check(
+            "keep memory", driver.cuMemPoolSetAttribute(pool, threshold, driver.cuuint64_t(all_of_it))
+        )
+        return pool
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -123,20 +137,28 @@ class Device:
             finally:
                 self._check("leave the GPU", self._driver.cuCtxPopCurrent())
 
-    def allocate(self, nbytes: int, what: str, reader: int | None = None) -> Memory:
-        """Memory that holds zeros, for ``what``; raises EngineError when there is not enough.
+    def allocate(self, nbytes: int, what: str, reader: int | None = None, zeros: bool = False) -> Memory:
+        """Memory for ``what``; raises EngineError when there is not enough.
 
-        reader: the first of its ``readers``.
+        reader: the first of its ``readers``; zeros: what it holds, which else may be anything.
         """
         self._given_back.free()
         nbytes = max(nbytes, 1)
-        error, address = self._driver.cuMemAllocAsync(nbytes, self._stream)
+        error, address = self._driver.cuMemAllocFromPoolAsync(nbytes, self._pool, self._stream)
         if error == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            self.trim()
             free, total = self._check("ask for free memory", self._driver.cuMemGetInfo())
             raise out_of_memory(nbytes, what, f"cuda:{self.number}", free, total)
         self._check(f"allocate {nbytes} bytes", (error,))
-        self._check("clear memory", self._driver.cuMemsetD8Async(address, 0, nbytes, self._stream))
+        if zeros:
+            self._check("clear memory", self._driver.cuMemsetD8Async(address, 0, nbytes, self._stream))
         return Memory(int(address), nbytes, set() if reader is None else {reader}, self._give_back)
+
+    def trim(self) -> None:
+        """Wait for all that is queued, and let other programs have what was freed."""
+        self._given_back.free()
+        self.synchronize()
+        self._check("give memory back", self._driver.cuMemPoolTrimTo(self._pool, 0))
 
     def _give_back(self, address: int, readers: set[int]) -> None:
         orders = (order(self._driver, self._event, reader, self._stream) for reader in readers)

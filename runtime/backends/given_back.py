@@ -36,9 +36,10 @@ class GivenBack:
                     log.warning("the GPU could not free what was given back: %s", name_of(error))
 
 
-def free_all(driver: Any, context: Any, given_back: GivenBack) -> None:
-    """Free what was given back to a device that nobody uses any more."""
+def free_all(driver: Any, context: Any, given_back: GivenBack, pool: Any) -> None:
+    """Free what was given back to a device that nobody uses any more, and the pool that it was allocated from."""
     driver.cuCtxPushCurrent(context)
+    given_back.add(lambda: driver.cuMemPoolDestroy(pool))
     given_back.free()
     driver.cuCtxPopCurrent()
 

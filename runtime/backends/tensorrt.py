@@ -111,6 +111,7 @@ class TensorRTEngine(Engine):
             self._plans.release(graph)
             if graph in self._loops:
                 self._loops[graph].clear()
+            self._device.trim()
 
     def position_bytes(self) -> int:
         """Bytes of one position of a row of a cache."""
@@ -149,7 +150,7 @@ class TensorRTEngine(Engine):
             raise EngineError(f"a cache of {capacity} positions; this engine was built for {most}")
         with self._device.turn():
             nbytes = len(self._tensors) * rows * self._row_bytes()
-            return _State(self._device.allocate(nbytes, f"a cache of {rows} rows"), rows)
+            return _State(self._device.allocate(nbytes, f"a cache of {rows} rows", zeros=True), rows)
 
     def _row_shape(self) -> tuple[int, ...]:
         """(heads, capacity, head size) of each tensor; an export may pad heads."""

@@ -49,7 +49,7 @@ class Staged:
         for name, (shape, dtype) in arrays.items():
             self._starts[name] = total
             total += _aligned(bytes_of(shape, np.dtype(dtype).itemsize), 1)
-        self._memory, self._pinned = device.allocate(total, what), device.pinned(total)
+        self._memory, self._pinned = device.allocate(total, what, zeros=True), device.pinned(total)
 
     @property
     def address(self) -> int:
