@@ -65,7 +65,7 @@ class Plans:
         self._runtime = library.Runtime(self._messages.logger)
         self._compiled = Compiled(library, kept)
         self._plans: dict[str, _Plan] = {}
-        self._scratch = device.allocate(LEAST_BUFFER, "a start")  # what all plans compute in
+        self._scratch: Memory | None = None  # what all plans compute in
         self.replays = Replays(device)
         weakref.finalize(self, _finish, device).atexit = False
 
@@ -194,13 +194,13 @@ class Plans:
     def _context(self, graph: str, profile: int) -> Any:
         """What runs a plan in one of its profiles, in memory that all share, since they take turns."""
         plan = self._plan(graph)
+        needed = plan.engine.get_device_memory_size_for_profile_v2(profile)
+        if self._scratch is None or needed > self._scratch.nbytes:
+            self._grow()
+            self._scratch = None  # before there is more, which there may be no room for beside it
+            self._scratch = self._device.allocate(needed, f'graph "{graph}"')
         if profile not in plan.contexts:
-            engine = plan.engine
-            needed = engine.get_device_memory_size_for_profile_v2(profile)
-            if needed > self._scratch.nbytes:
-                self._grow()
-                self._scratch = self._device.allocate(needed, f'graph "{graph}"')
-            context = engine.create_execution_context(plan.way)
+            context = plan.engine.create_execution_context(plan.way)
             if context is None or not context.set_optimization_profile_async(profile, self._device.stream):
                 raise EngineError(f'graph "{graph}" cannot be set up: {self._messages.last()}')
             plan.contexts[profile] = context
@@ -222,6 +222,7 @@ class Plans:
         if name not in plan.buffers or plan.buffers[name][0].nbytes < nbytes:
             room = 1 << (max(nbytes, LEAST_BUFFER) - 1).bit_length()
             self._grow()
+            plan.buffers.pop(name, None)
             plan.buffers[name] = (
                 self._device.allocate(room, f'the tensor "{name}"'),
                 self._device.pinned(room),
@@ -229,7 +230,7 @@ class Plans:
         return plan.buffers[name]
 
     def _grow(self) -> None:
-        """Before memory is exchanged for more: what was recorded would use the old."""
+        """Before memory is given back for more: what was recorded would use the old."""
         self._device.synchronize()
         self.replays.clear()
 
