@@ -84,6 +84,17 @@ class Capsule:
         return self.memory.__dlpack__()
 
 
+class Unwilling(Capsule):
+    """An array whose library raises an error of its own."""
+
+    def __init__(self, address: int, array: Array, error: Exception) -> None:
+        super().__init__(address, array)
+        self.error = error
+
+    def __dlpack__(self, *, stream: int) -> Any:
+        raise self.error
+
+
 class Taken(Interface):
     """As pycuda's array of memory that another holds."""
 

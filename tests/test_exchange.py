@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
-from fake_driver import LEGACY, CUresult, FakeDriver, Gpu, view
-from sharing import Capsule, Interface, Library, stand_ins
+import torch
+from fake_driver import LEGACY, FakeDriver, Gpu, view
+from sharing import Capsule, Interface, Library, Unwilling, stand_ins
 from standard import standard_engine
 from test_guide import SECTIONS
 from test_tensorrt_runner import make_engine
@@ -146,49 +148,6 @@ def test_memory_is_free_once_its_reader_has_read(
     assert relative_error(found, plain.run("univnet", **inputs)[0]) <= 1e-6
 
 
-def test_memory_is_free_once_whoever_took_it_has_read(engine: TensorRTEngine, driver: FakeDriver) -> None:
-    """A capsule's reader works on another stream than the array's."""
-    gpu, library, other = driver.gpus[0], Library(driver), Library(driver)
-    gpu.reuses = True
-    noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
-    wanted = engine.run("rlg_auto", noise=noise)[0]
-    (latent,) = engine.run_on_device("rlg_auto", stream=library.stream, noise=noise)
-    capsule = latent.__dlpack__(stream=other.stream)
-    found, address = other.get(latent), latent.memory.address
-    del latent, capsule
-    (again,) = engine.run_on_device("rlg_auto", noise=2 * noise)
-    assert again.memory.address == address
-    again.numpy()  # the engine's own stream has run
-    other.wait()
-    np.testing.assert_array_equal(found, wanted)
-
-
-def test_a_reader_that_is_gone_is_nobody_else_s_trouble(
-    engine: TensorRTEngine,
-    driver: FakeDriver,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Others' calls go on, and the memory is free."""
-    library, real = Library(driver), FakeDriver.cuEventRecord
-    noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
-    wanted = engine.run("rlg_auto", noise=noise)[0]
-    room = engine._device.room  # type: ignore[attr-defined]
-    (latent,) = engine.run_on_device("rlg_auto", stream=library.stream, noise=noise)
-    library.wait()
-
-    def record(driver: FakeDriver, event: Any, stream: int) -> Any:
-        return (
-            (CUresult.CUDA_ERROR_INVALID_VALUE,) if stream == library.stream else real(driver, event, stream)
-        )
-
-    monkeypatch.setattr(FakeDriver, "cuEventRecord", record)
-    del latent
-    np.testing.assert_array_equal(engine.run("rlg_auto", noise=noise)[0], wanted)
-    assert engine._device.room == room  # type: ignore[attr-defined]
-    assert caplog.messages == ["the GPU could not free what was given back: CUDA_ERROR_INVALID_VALUE"]
-
-
 def test_a_plan_ends_behind_what_it_runs(engine: TensorRTEngine, standard_graphs: EngineInfo) -> None:
     """Released, or dropped with its engine, while nobody has waited for the output."""
     noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
@@ -207,6 +166,19 @@ def test_the_host_sees_what_a_library_has_changed(engine: TensorRTEngine, driver
     array = view(place[0], latent.shape, np.float32)
     library.gpu.touch(library.stream, [place], lambda: array.__iadd__(1))
     np.testing.assert_array_equal(latent.numpy(), engine.run("rlg_auto", noise=noise)[0] + 1)
+
+
+def test_numpy_gets_a_copy(engine: TensorRTEngine) -> None:
+    noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
+    wanted = engine.run("rlg_auto", noise=noise)[0]
+    (latent,) = engine.run_on_device("rlg_auto", noise=noise)
+    for dtype in (None, np.float32, np.float64):
+        found = np.asarray(latent, dtype)
+        np.testing.assert_array_equal(found, wanted)
+        assert found.dtype == (dtype or np.float32)
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+        with pytest.raises(ValueError, match="lies on a GPU"):
+            np.asarray(latent, copy=False)
 
 
 # --- DLPack ---
@@ -344,6 +316,13 @@ def test_what_cannot_be_shared_is_refused(engine: TensorRTEngine, driver: FakeDr
     for wrong, message in refused:
         with pytest.raises(EngineError, match=message):
             engine.run_on_device("univnet", mel=wrong, noise=noise)
+    for error in (BufferError("Can't export tensors that require gradient"), TypeError("no stream, please")):
+        message = f"mel is not shared by its library: {type(error).__name__}: {error}. Give a plain array"
+        with pytest.raises(EngineError, match=re.escape(message)):
+            engine.run_on_device("univnet", mel=Unwilling(address, mel, error), noise=noise)
+    tracked = torch.zeros(mel.shape, requires_grad=True)  # on the host
+    with pytest.raises(EngineError, match="mel is not shared by its library: RuntimeError: .*requires grad"):
+        engine.run_on_device("univnet", mel=tracked, noise=noise)
     wanted = np.array([0, 3])
     with pytest.raises(EngineError, match="wanted says what is computed: give an array of the host"):
         engine.run_on_device(

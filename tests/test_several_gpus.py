@@ -313,23 +313,6 @@ def test_what_a_gpu_held_is_freed_in_its_turn_or_with_the_last_of_it() -> None:
         assert gpu.room == gpu.total and driver._current is driver.gpus[0]
 
 
-def test_memory_is_kept_for_the_next_until_it_is_trimmed() -> None:
-    """It is the system's again with a graph that is released, or with the device; others' pools are left alone."""
-    driver = FakeDriver()
-    device, gpu = Device(0, driver), driver.gpus[0]
-    default, own = gpu.pools
-    with device.turn():
-        kept, memory = device.allocate(10, "a"), device.allocate(100, "b")
-        del memory
-    with device.turn():
-        device.synchronize()
-        assert (own.used, own.kept) == (10, 110)
-        device.trim()
-        assert own.kept == 10 and default.kept == default.threshold == 0
-    del kept, device
-    assert own.used == 0 and not own.alive
-
-
 def test_a_thread_keeps_the_gpu_that_it_has(standard_graphs: EngineInfo) -> None:
     """Whoever opens and calls an engine may use another GPU, or none, by other means."""
     from test_tensorrt_runner import make_engine

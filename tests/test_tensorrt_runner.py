@@ -17,7 +17,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
 from fake_driver import CUresult, FakeDriver
-from fake_gpu import FakeContext, FakeDevice, FakeLibrary, FakePlan, fake_kernels
+from fake_gpu import FakeContext, FakeDevice, FakeLibrary, fake_kernels
 from standard import DATA, standard_engine
 from test_standard_graphs import ragged
 
@@ -213,50 +213,6 @@ def test_out_of_memory(info: EngineInfo) -> None:
     assert engine.new_cache(1, 100).rows == 1
 
 
-def test_scratch_grows_without_room_for_both(
-    info: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The old goes before the new comes; where there is no room for the new, what needs less goes on."""
-    needed = {"rlg_auto": 1 << 20, "univnet": 3 << 20, "rlg_diffuser": 9 << 20}
-    monkeypatch.setattr(
-        FakePlan, "get_device_memory_size_for_profile_v2", lambda plan, number: needed[plan.graph]
-    )
-    engine, rng = make_engine(info), np.random.default_rng(0)
-    sizes = {"rows": 1, "frames": 8, "codes": 1}
-    given = {graph: random_inputs(GRAPHS[graph], engine.dims, sizes, rng) for graph in needed}
-
-    def right(graph: str) -> bool:
-        (found,), (wanted,) = (runs.run(graph, **given[graph]) for runs in (engine, plain))
-        return relative_error(found, wanted) <= 1e-6
-
-    assert [right("rlg_auto") for _ in range(3)] == [True] * 3
-    device(engine).gpu.room = (2 << 20) + (1 << 19)
-    assert [right(graph) for graph in ("univnet", "rlg_auto") * 3] == [True] * 6
-    with pytest.raises(EngineError, match='graph "rlg_diffuser" needs 9 MiB more'):
-        engine.run("rlg_diffuser", **given["rlg_diffuser"])
-    assert [right(graph) for graph in ("rlg_auto", "univnet") * 3] == [True] * 6
-
-
-def test_buffers_grow_without_room_for_both(info: EngineInfo, plain: Engine) -> None:
-    engine, rng = make_engine(info), np.random.default_rng(0)
-    given = {
-        frames: random_inputs(GRAPHS["univnet"], engine.dims, {"rows": 1, "frames": frames, "codes": 1}, rng)
-        for frames in (150, 300, 400)
-    }
-
-    def right(frames: int) -> bool:
-        (found,), (wanted,) = (runs.run("univnet", **given[frames]) for runs in (engine, plain))
-        return relative_error(found, wanted) <= 1e-6
-
-    assert [right(150) for _ in range(3)] == [True] * 3
-    # 100, 64 and 256 floats of each frame, in powers of two, which double; and some to compute in.
-    device(engine).gpu.room = (1 << 16) + (1 << 16) + (1 << 18) + 4096
-    assert right(300) and right(150)
-    with pytest.raises(EngineError, match='the tensor "mel" needs 1 MiB more'):
-        engine.run("univnet", **given[400])
-    assert right(300) and right(150)
-
-
 def test_what_a_plan_was_not_built_for(engine: TensorRTEngine) -> None:
     rows = np.zeros((1, 100, 500), np.float32)
     with pytest.raises(
@@ -358,28 +314,6 @@ def test_a_damaged_plan(info: EngineInfo, tmp_path: Path) -> None:
     engine = make_engine(replace(info, source=str(tmp_path)))
     with pytest.raises(BundleError, match="rlg_auto.onnx cannot be loaded"):
         engine.run("rlg_auto", noise=np.zeros((1, engine.dims["rlg_auto.dim"]), np.float32))
-
-
-def test_only_what_must_be_finite_is_cleared(info: EngineInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caches; not what a run writes."""
-    engine, cleared, real = make_engine(info), [], FakeDriver.cuMemsetD8Async
-    monkeypatch.setattr(
-        FakeDriver, "cuMemsetD8Async", lambda self, *given: cleared.append(given[2]) or real(self, *given)
-    )
-    noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
-    engine.run_on_device("rlg_auto", noise=noise)
-    assert cleared == []
-    cache = engine.new_cache(2, 10)
-    assert cleared == [cache.state.memory.nbytes]
-
-
-def test_released_memory_is_the_system_s(info: EngineInfo) -> None:
-    engine = make_engine(info)
-    _, pool = device(engine).gpu.pools
-    engine.run("rlg_auto", noise=np.ones((1, engine.dims["rlg_auto.dim"]), np.float32))
-    used = pool.used
-    engine.release("rlg_auto")
-    assert pool.kept == pool.used < used
 
 
 def test_a_released_graph_is_loaded_again(info: EngineInfo) -> None:

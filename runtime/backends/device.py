@@ -246,7 +246,7 @@ class Device:
         graph = self._check("end a recording", driver.cuStreamEndCapture(self._stream))
         made = driver.cuGraphInstantiate(graph, 0)
         self._check("forget a graph", driver.cuGraphDestroy(graph))
-        return Recording(self._check("have a recording to launch", made), self._forget)
+        return Recording(self._check("prepare a recording", made), self._forget)
 
     def _forget(self, graph: Any) -> None:
         self._given_back.add(functools.partial(self._driver.cuGraphExecDestroy, graph))

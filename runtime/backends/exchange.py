@@ -70,6 +70,12 @@ class DeviceArray:
             self.memory.readers.add(reader)
         return dlpack.capsule(self.memory.address, self.shape, self.device.number, self)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        """As ``numpy``, for ``np.asarray``."""
+        if copy is False:
+            raise ValueError("this array lies on a GPU: NumPy takes a copy")
+        return self.numpy().astype(dtype or np.float32, copy=False)
+
     def numpy(self) -> Array:
         """A copy on the host, which waits for it."""
         nbytes = bytes_of(self.shape)
@@ -106,11 +112,11 @@ def run(
 ) -> tuple[DeviceArray, ...]:
     """As ``Engine.run_on_device``. Raises EngineError for what the graph does not take."""
     stream = stream or DEFAULT_STREAM  # some call it 0
-    shared = {
-        name: _shared(value, stream) for name, value in inputs.items()
+    taken = {
+        name: _taken(spec, name, value, stream) for name, value in inputs.items()
     }  # which another engine may have a part in
-    theirs = {name: array for name, array in shared.items() if array is not None}
-    own = {name: np.asarray(inputs[name]) for name in inputs.keys() - theirs.keys()}
+    theirs = {name: array for name, array in taken.items() if isinstance(array, _Shared)}
+    own = {name: array for name, array in taken.items() if not isinstance(array, _Shared)}
     shapes = {name: array.place.shape for name, array in theirs.items()}
     check_shapes(spec, dims, shapes | {name: array.shape for name, array in own.items()})
     with device.turn():
@@ -130,6 +136,20 @@ def run(
         for other in streams:  # before what was read is used for something else
             device.order(device.stream, other)
     return tuple(DeviceArray(*made[tensor.name], stream, device) for tensor in spec.outputs)
+
+
+def _taken(spec: GraphSpec, name: str, value: Any, stream: int) -> _Shared | Array:
+    """An array where it lies, on a GPU or the host. What its library says against that becomes an EngineError."""
+    try:
+        shared = _shared(value, stream)
+        return np.asarray(value) if shared is None else shared
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(
+            f'graph "{spec.name}": {name} is not shared by its library: {type(error).__name__}: {error}. Give a plain array '
+            "(torch: tensor.detach())"
+        ) from error
 
 
 def _shared(value: Any, stream: int) -> _Shared | None:
