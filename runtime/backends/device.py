@@ -24,6 +24,7 @@ from .given_back import GivenBack, free_all, name_of, order
 
 CType = Callable[[int], Any]  #: c_int32 or c_uint64
 _WITHOUT_TIMES = 2  # CU_EVENT_DISABLE_TIMING
+_ALL = 2**64 - 1  # bytes
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,8 @@ class Device:
         wanted.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
         wanted.location.id = self.number
         pool = self._check("make a pool of memory", driver.cuMemPoolCreate(wanted))
-        threshold, all_of_it = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, 2**64 - 1
-        self._check(
-            "keep memory", driver.cuMemPoolSetAttribute(pool, threshold, driver.cuuint64_t(all_of_it))
-        )
+        threshold = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+        self._check("keep memory", driver.cuMemPoolSetAttribute(pool, threshold, driver.cuuint64_t(_ALL)))
         return pool
 
     @contextlib.contextmanager
