@@ -56,7 +56,7 @@ _api = ctypes.pythonapi
 _new = ctypes.PYFUNCTYPE(py_object, c_void_p, c_char_p, c_void_p)(("PyCapsule_New", _api))
 _valid = ctypes.PYFUNCTYPE(ctypes.c_int, c_void_p, c_char_p)(("PyCapsule_IsValid", _api))
 _pointer = ctypes.PYFUNCTYPE(c_void_p, c_void_p, c_char_p)(("PyCapsule_GetPointer", _api))
-_refused = functools.partial(log.warning, "a library took no array of a GPU: %s. NumPy takes array.numpy()")
+_refused = functools.partial(log.warning, "a library took no array of a GPU (%s): NumPy takes array.numpy()")
 _raise = ctypes.PYFUNCTYPE(None)(("PyErr_Occurred", _api))  # ctypes raises what has occurred
 _lent: dict[
     int, tuple[Any, ...]
