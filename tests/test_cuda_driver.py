@@ -1,0 +1,72 @@
+"""What ``device.py`` asks of NVIDIA's driver is in cuda-bindings, which needs no GPU to be looked at."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings")
+
+from cuda.bindings import driver
+
+from tortoise_rt.backends import device
+
+#: without the function that asks the driver by ctypes
+SOURCE = [
+    node for node in ast.parse(inspect.getsource(device)).body if getattr(node, "name", None) != "gpu_names"
+]
+
+
+def nodes(kind: type[Any]) -> Iterator[Any]:
+    return (node for part in SOURCE for node in ast.walk(part) if isinstance(node, kind))
+
+
+def called() -> Iterator[tuple[str, int]]:
+    """Functions of the driver -> how many arguments they are given; those that are to be called later with theirs, too."""
+    for call in nodes(ast.Call):
+        function, given = call.func, call.args
+        if isinstance(function, ast.Attribute) and function.attr == "partial":
+            function, *given = given
+        if isinstance(function, ast.Attribute) and function.attr.startswith("cu"):
+            assert not call.keywords
+            yield function.attr, len(given)
+
+
+def members() -> Iterator[tuple[str, str]]:
+    """Enumerations and the members of them that are named."""
+    short = {  # names for enumerations
+        node.targets[0].id: node.value.attr
+        for node in nodes(ast.Assign)
+        if isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Attribute)
+    }
+    for node in nodes(ast.Attribute):
+        if node.attr.startswith("CU") and isinstance(node.value, ast.Attribute | ast.Name):
+            of = node.value.attr if isinstance(node.value, ast.Attribute) else short.get(node.value.id, "")
+            if of.startswith("CU"):
+                yield of, node.attr
+
+
+def test_functions_take_what_they_are_given() -> None:
+    found = {*called()}
+    assert {("cuInit", 1), ("cuCtxPopCurrent", 0), ("cuMemFreeAsync", 2), ("cuLaunchKernel", 11)} <= found
+    named = {node.attr for node in nodes(ast.Attribute) if node.attr.startswith("cu")}
+    assert {name for name, _ in found} == named and len(named) > 30
+    assert {(name, len(inspect.signature(getattr(driver, name)).parameters)) for name in named} == found
+
+
+def test_members_and_fields_are_there() -> None:
+    found = {*members()}
+    assert {("CUresult", "CUDA_SUCCESS"), ("CUmemorytype", "CU_MEMORYTYPE_DEVICE")} <= found
+    assert len([of for of, _ in found if of == "CUdevice_attribute"]) == 2
+    assert [(of, name) for of, name in found if name not in getattr(driver, of).__members__] == []
+    assert driver.CUevent_flags.CU_EVENT_DISABLE_TIMING == device._WITHOUT_TIMES
+    fields = {
+        node.attr
+        for node in nodes(ast.Attribute)
+        if isinstance(node.value, ast.Name) and node.value.id == "parameters"
+    }
+    assert len(fields) == 11 and fields <= {*dir(driver.CUDA_MEMCPY3D)}
