@@ -5,11 +5,16 @@ pip install 'tortoise-rt[tensorrt-rtx]' && python -m pytest tests/test_tensorrt_
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -23,6 +28,7 @@ import onnx
 import tensorrt_rtx as rtx
 from standard import DATA
 
+from tortoise_rt.backends import tensorrt_compiled, tensorrt_library, tensorrt_plans
 from tortoise_rt.backends.tensorrt_library import RTX_CAPABILITIES, Messages
 from tortoise_rt.engine import EngineInfo
 from tortoise_rt.errors import EngineError
@@ -92,15 +98,60 @@ def test_weights_stay_in_eight_bits(tmp_path: Path, precision: str) -> None:
         assert build_products(tmp_path, precision, capability) < 0.6 * half
 
 
+#: what the runner's sources call the library's things by
+CALLED = {
+    "library": rtx,
+    "_library": rtx,
+    "_runtime": rtx.Runtime,
+    "engine": rtx.ICudaEngine,
+    "context": rtx.IExecutionContext,
+    "contexts": rtx.IExecutionContext,
+    "config": rtx.IRuntimeConfig,
+    "_strategies": rtx.DynamicShapesKernelSpecializationStrategy,
+    "severity": rtx.ILogger.Severity,
+}
+
+
+def asked(module: ModuleType, **more: Any) -> Iterator[tuple[Any, str]]:
+    """All that a source asks of the library: of what, and for which attribute; ``more``: names of its own."""
+    called = CALLED | more
+
+    def meant(node: ast.AST) -> Any:
+        if isinstance(node, ast.Subscript):
+            return meant(node.value)
+        name = getattr(node, "id", getattr(node, "attr", None))
+        if name in called:
+            return called[name]
+        owner = meant(node.value) if isinstance(node, ast.Attribute) else None
+        return owner and getattr(owner, name or "", None)
+
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.Attribute) and node.attr not in called and (owner := meant(node.value)):
+            yield owner, node.attr
+
+
 def test_what_the_library_is_for() -> None:
     """What we say of it, and all that the runner asks of it, which cannot run here."""
     assert {*capability_names(rtx)} - {"7.5"} == {*RTX_CAPABILITIES}
-    assert {"create_runtime_config", "create_execution_context"} <= {*dir(rtx.ICudaEngine)}
-    asked = {"create_runtime_cache", "set_runtime_cache", "set_execution_context_allocation_strategy"}
-    assert {*asked, "dynamic_shapes_kernel_specialization_strategy"} <= {*dir(rtx.IRuntimeConfig)}
-    assert {"serialize", "deserialize"} <= {*dir(rtx.IRuntimeCache)}
-    assert rtx.DynamicShapesKernelSpecializationStrategy.EAGER is not None
-    assert rtx.ExecutionContextAllocationStrategy.USER_MANAGED is not None
+    compiled = {"cache": rtx.IRuntimeCache, "_cache": rtx.IRuntimeCache}
+    found = {
+        *asked(tensorrt_plans),
+        *asked(tensorrt_compiled, **compiled),
+        *asked(tensorrt_library),
+    }
+    assert [(owner, name) for owner, name in found if not hasattr(owner, name)] == []
+    wanted = {
+        rtx.Runtime: {"deserialize_cuda_engine"},
+        rtx.ICudaEngine: {"create_execution_context", "get_device_memory_size_for_profile_v2", "get_tensor_profile_shape"},
+        rtx.IExecutionContext: {"set_device_memory", "set_optimization_profile_async", "execute_async_v3", "get_tensor_shape"},
+        rtx.IRuntimeConfig: {"create_runtime_cache", "dynamic_shapes_kernel_specialization_strategy"},
+        rtx.IRuntimeCache: {"serialize", "deserialize"},
+        rtx.ExecutionContextAllocationStrategy: {"USER_MANAGED"},
+        rtx.DynamicShapesKernelSpecializationStrategy: {"EAGER"},
+        rtx.ILogger.Severity: {"INTERNAL_ERROR"},
+        rtx.TensorIOMode: {"INPUT"},
+    }  # fmt: skip
+    assert {(owner, name) for owner, names in wanted.items() for name in names} <= found
 
 
 @pytest.mark.parametrize(
