@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,11 @@ pytest.importorskip("onnxruntime")
 
 from fake_driver import FakeDriver
 from fake_gpu import FakeDevice, fake_kernels
+from standard import write_standard
 
-from tortoise_rt.engine import EngineInfo
+from tortoise_rt.backends.torch import TorchEngine
+from tortoise_rt.engine import Engine, EngineInfo
+from tortoise_rt.export.targets import TARGETS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from judge import gpu_cubins, gpu_lean, gpu_parity
@@ -40,6 +45,45 @@ def test_kernels_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = gpu_cubins.SETTINGS["usual"]
     with pytest.raises((AssertionError, ValueError)):
         list(gpu_cubins.draws(device, wrong, usual))
+
+
+def test_every_precision_has_its_part() -> None:
+    """Of those that are exported; eight bits are timed beside sixteen."""
+    for target, (module, precisions) in gpu_lean.TARGETS.items():
+        assert precisions == TARGETS[target].precisions
+        assert module == (TARGETS[target].library or "onnxruntime")
+    parts = gpu_lean.lean("tiny", True)
+    assert {f"tensorrt in {precision}" for precision in ("fp32", "bf16", "int8", "fp8")} <= {*parts}
+    timed = [name for name in parts if name.startswith("codes by tensorrt-rtx")]
+    assert timed == [f"codes by tensorrt-rtx in {precision}, tiny" for precision in ("fp16", "int8", "fp8")]
+    assert "cuda in int8" not in parts and not [
+        name for name in gpu_lean.lean("tiny", False) if "tiny" in name
+    ]
+
+
+def test_codes_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the one network that they need."""
+
+    @contextlib.contextmanager
+    def modules(checkpoints: Path, target: str, precision: str) -> Iterator[tuple[Engine, float]]:
+        yield TorchEngine(checkpoints, "cpu"), 1.0
+
+    monkeypatch.setattr(gpu_lean, "exported", modules)
+    rows = list(gpu_lean.codes("tensorrt", "int8", "tiny"))
+    assert [(row["kind"], row["rows"]) for row in rows] == [("code", rows) for rows in (1, 4, 16)]
+    assert all(row["read_s"] > 0 and row["precision"] == "int8" and row["export_s"] == 1.0 for row in rows)
+
+
+def test_eight_bits_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_tensorrt_runner import make_engine
+
+    monkeypatch.setattr(gpu_parity, "DRAWN", {"usual": {}})
+    engine = make_engine(write_standard(tmp_path, "int8"), ahead=True)
+    (row,) = gpu_parity.loops(engine)
+    assert row["ok"] and row["precision"] == "int8"
+    found = {row["graph"]: row for row in gpu_parity.graphs(engine)}
+    assert found["ar_step"]["precision"] == "int8" and all(row["ok"] for row in found.values())
+    assert 1e-3 < found["ar_step"]["error"] < found["ar_step"]["bound"] == 0.05
 
 
 def test_engines_are_checked(standard_graphs: EngineInfo, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,6 @@ from tortoise_rt.backends.device import Device
 from tortoise_rt.backends.tensorrt_library import RTX_CAPABILITIES
 from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Engine
-from tortoise_rt.export.bundle import export_bundle
 from tortoise_rt.export.random_checkpoint import write_checkpoints
 from tortoise_rt.kernels import ahead
 from tortoise_rt.sampling import Drawing
@@ -31,23 +30,37 @@ from .gpu_cubins import cubins
 from .gpu_parts import Skip
 
 Row = dict[str, Any]
-TARGETS = (("tensorrt-rtx", "tensorrt_rtx"), ("tensorrt", "tensorrt"), ("cuda", "onnxruntime"))
+PLANS = ("fp32", "fp16", "bf16", "int8", "fp8")
+#: target -> the module that runs it, and what it can be exported in
+TARGETS = {
+    "tensorrt-rtx": ("tensorrt_rtx", PLANS),
+    "tensorrt": ("tensorrt", PLANS),
+    "cuda": ("onnxruntime", ("fp32", "fp16")),
+}
+TIMED = ("fp16", "int8", "fp8")  #: of a code: the eight bits beside the sixteen
 
 
 def lean(size: str, speed: bool) -> dict[str, Callable[[], Iterator[Row]]]:
     """All parts, parity first. ``size``: of the random weights that are timed; ``speed``: whether any are."""
     parts: dict[str, Callable[[], Iterator[Row]]] = {"cubins": cubins}
-    for precision in ("fp32", "fp16"):
-        for target, module in TARGETS:
-            parts[f"{target} in {precision}"] = lambda t=target, m=module, p=precision: parity(t, m, p)
-    for target, module in TARGETS if speed else ():
-        parts[f"{target}, {size}"] = lambda t=target, m=module: times(t, m, size)
+    for precision in PLANS:
+        for target, (_, precisions) in TARGETS.items():
+            if precision in precisions:
+                parts[f"{target} in {precision}"] = lambda t=target, p=precision: parity(t, p)
+    for target, (_, precisions) in TARGETS.items() if speed else ():
+        for precision in (precision for precision in TIMED if precision in precisions):
+            parts[f"codes by {target} in {precision}, {size}"] = lambda t=target, p=precision: codes(
+                t, p, size
+            )
+    for target in TARGETS if speed else ():
+        parts[f"{target}, {size}"] = lambda t=target: speech(t, size)
     return parts
 
 
 @contextlib.contextmanager
-def exported(checkpoints: Path, target: str, module: str, precision: str) -> Iterator[tuple[Engine, float]]:
+def exported(checkpoints: Path, target: str, precision: str) -> Iterator[tuple[Engine, float]]:
     """-> the engine of a bundle that is made here, and the seconds that it took to make."""
+    module, _ = TARGETS[target]
     if importlib.util.find_spec(module) is None:
         raise Skip(f"{module} is not installed")
     if module == "onnxruntime":
@@ -55,11 +68,16 @@ def exported(checkpoints: Path, target: str, module: str, precision: str) -> Ite
 
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise Skip(f"onnxruntime {onnxruntime.__version__} offers no CUDA")
+    from tortoise_rt.export.bundle import export_bundle  # here: kernels are checked without onnx as well
+    from tortoise_rt.export.targets import FP8_SINCE
+
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         arguments: Row = {}
+        own = Device().compute_capability if target != "cuda" else ""
+        if precision == "fp8" and tuple(map(int, own.split("."))) < FP8_SINCE:
+            raise Skip(f"compute capability {own} has no fp8")
         if target == "tensorrt-rtx":  # building for all kinds of GPU would take longer
-            own = Device().compute_capability
             if own not in RTX_CAPABILITIES:
                 raise Skip(f"{module} is not for compute capability {own}")
             arguments = {"compute_capabilities": [own]}
@@ -69,9 +87,9 @@ def exported(checkpoints: Path, target: str, module: str, precision: str) -> Ite
         yield open_engine(Path(folder) / "bundle", device="cuda:0"), time.perf_counter() - start
 
 
-def parity(target: str, module: str, precision: str) -> Iterator[Row]:
+def parity(target: str, precision: str) -> Iterator[Row]:
     """Graphs, whole runs, and what the device does by itself, of the tiny checkpoint."""
-    with exported(gpu_parity.TINY, target, module, precision) as (engine, seconds):
+    with exported(gpu_parity.TINY, target, precision) as (engine, seconds):
         yield {
             "kind": "bundle", "target": target, "precision": precision, "export_s": round(seconds, 1),
             "draws_ahead": engine.draws_ahead, "denoises_ahead": engine.denoises_ahead,
@@ -83,17 +101,30 @@ def parity(target: str, module: str, precision: str) -> Iterator[Row]:
             yield from gpu_parity.loops(engine)
 
 
-def times(target: str, module: str, size: str) -> Iterator[Row]:
-    """Codes, whole sentences and streams in fp16, of random weights."""
+@contextlib.contextmanager
+def of_random_weights(
+    target: str, precision: str, size: str, only: list[str] | None = None
+) -> Iterator[tuple[Engine, Row]]:
+    """-> the engine, and what is said of it in each row."""
     with tempfile.TemporaryDirectory() as folder:
-        write_checkpoints(Path(folder), size, stop_bias=-1000.0)
-        with exported(Path(folder), target, module, "fp16") as (engine, seconds):
-            about = {"backend": engine.info.backend, "target": target, "precision": "fp16", "size": size}
-            yield about | {"kind": "bundle", "export_s": round(seconds, 1)}
-            for rows in (1, 4, 16):
-                yield about | code(engine, rows)
-            for row in (*gpu_speech.sentences(engine, 16), *gpu_speech.streams(engine, (1, 8))):
-                yield about | row
+        write_checkpoints(Path(folder), size, only=only, stop_bias=-1000.0)
+        with exported(Path(folder), target, precision) as (engine, seconds):
+            about = {"backend": engine.info.backend, "target": target, "precision": precision, "size": size}
+            yield engine, about | {"export_s": round(seconds, 1)}
+
+
+def codes(target: str, precision: str, size: str) -> Iterator[Row]:
+    """Codes of one row and of several."""
+    with of_random_weights(target, precision, size, ["autoregressive"]) as (engine, about):
+        for rows in (1, 4, 16):
+            yield about | code(engine, rows)
+
+
+def speech(target: str, size: str) -> Iterator[Row]:
+    """Whole sentences and streams in fp16."""
+    with of_random_weights(target, "fp16", size) as (engine, about):
+        for row in (*gpu_speech.sentences(engine, 16), *gpu_speech.streams(engine, (1, 8))):
+            yield about | row
 
 
 def code(engine: Engine, rows: int, context: int = 250, repeats: int = 20) -> Row:
