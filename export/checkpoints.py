@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tortoise_rt.errors import CheckpointError
@@ -212,6 +211,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _load(path: Path) -> Any:
     if path.suffix == ".safetensors":
+        from safetensors.torch import load_file  # as its only use: the others are read without it
+
         return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 

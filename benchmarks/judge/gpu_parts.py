@@ -33,13 +33,23 @@ def guarded(what: str, rows: Callable[[], Iterator[Row]]) -> Iterator[Row]:
     start = time.perf_counter()
     try:
         yield from rows()
-    except (MissingDependency, Skip) as error:
-        yield {"kind": "skip", "what": what, "reason": str(error)}
     except Exception as error:  # one that breaks must not take the others' time
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(last.filename).name}:{last.lineno}"
-        yield broken(what, f"{type(error).__name__}: {error}") | {"at": place}
+        if reason := _lacking(error):
+            yield {"kind": "skip", "what": what, "reason": reason}
+        else:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(last.filename).name}:{last.lineno}"
+            yield broken(what, f"{type(error).__name__}: {error}") | {"at": place}
     yield {"kind": "took", "what": what, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _lacking(error: Exception) -> str | None:
+    """Why there is nothing to do here, if that is the error: a package that is there but lacks a module is no reason."""
+    if isinstance(error, MissingDependency | Skip):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
+        return f"{error.name} is not installed"
+    return None
 
 
 def broken(what: str, error: str) -> Row:
