@@ -69,7 +69,7 @@ def environment(device: torch.device) -> Iterator[Row]:
         "triton": importlib.util.find_spec("triton") is not None and __import__("triton").__version__,
         "numpy": np.__version__,
         "threads": torch.get_num_threads(),
-        "tf32": False,
+        "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
     }
 
 
@@ -141,6 +141,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--lean-speed", action="store_true", help="with --lean: time it as well")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="that it may take")
     parser.add_argument("--parts", nargs="+", metavar="NAME", help="these alone, in this process")
+    parser.add_argument(
+        "--child", action="store_true", help=argparse.SUPPRESS
+    )  # whose parent writes its rows
     return parser.parse_args()
 
 
@@ -155,6 +158,7 @@ def missing(arguments: argparse.Namespace) -> str | None:
 
 def main() -> int:
     arguments = parsed()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32
     if arguments.lean and not torch.cuda.is_available():
         arguments.device = "cpu"  # PyTorch only makes bundles
     parts, rows = parts_of(arguments), list[Row]()
@@ -165,7 +169,7 @@ def main() -> int:
         rows.append(row)
         line = json.dumps(row)
         print(line, flush=True)
-        if arguments.output and not arguments.parts:
+        if arguments.output and not arguments.child:
             with arguments.output.open("a") as file:
                 file.write(line + "\n")
 
@@ -178,7 +182,7 @@ def main() -> int:
     else:
         with tempfile.TemporaryDirectory() as folder:  # of a process that is ended, too
             os.environ["TMPDIR"] = folder
-            command = [sys.executable, *sys.argv, "--parts"]
+            command = [sys.executable, *sys.argv, "--child", "--parts"]
             supervise(command, list(parts), emit, arguments.seconds)
     if any(row.get("ok") is False for row in rows):
         return 1

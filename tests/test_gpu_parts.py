@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -60,11 +62,27 @@ def test_what_cannot_run_is_said() -> None:
         yield {"kind": "figure"}
         raise ValueError("no")
 
-    rows = [row for work in (absent, wrong) for row in guarded("a part", work)]
-    assert [row["kind"] for row in rows] == ["skip", "took", "figure", "broken", "took"]
+    def no_package() -> Any:
+        importlib.import_module("a_package_that_nobody_has.part")
+        yield {}
+
+    def no_module() -> Any:
+        importlib.import_module("json.a_module_that_it_lacks")
+        yield {}
+
+    rows = [row for work in (absent, wrong, no_package, no_module) for row in guarded("a part", work)]
+    assert [row["kind"] for row in rows if row["kind"] != "took"] == [
+        "skip",
+        "figure",
+        "broken",
+        "skip",
+        "broken",
+    ]
+    assert [row["kind"] for row in rows].count("took") == 4
     assert rows[0]["reason"] == "it is not installed"
     assert rows[3]["ok"] is False and rows[3]["error"] == "ValueError: no"
     assert "test_gpu_parts.py" in rows[3]["at"]
+    assert rows[5]["reason"] == "a_package_that_nobody_has is not installed"
 
 
 @pytest.mark.parametrize("more", [[], ["--lean"]])
@@ -84,6 +102,67 @@ def test_without_a_gpu_there_is_one_skip(
     (row,) = map(json.loads, output.read_text().splitlines())
     assert row == json.loads(capsys.readouterr().out)
     assert row["kind"] == "skip" and ("driver" if more else "CUDA") in row["reason"]
+
+
+def suite(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The suite on the CPU, as it is called."""
+    pytest.importorskip("torch")
+    import gpu_suite
+
+    monkeypatch.setattr(sys, "argv", [str(gpu_suite.__file__), "--device", "cpu", *arguments])
+    return gpu_suite.main()
+
+
+def test_rows_are_written_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of parts that run here, and of those that a process of its own runs, whose parent writes."""
+    torch = pytest.importorskip("torch")
+    import gpu_suite
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as PyTorch begins
+    files = [tmp_path / "here", tmp_path / "apart"]
+    assert suite(monkeypatch, "--parts", "environment", "-o", str(files[0])) == 0
+    monkeypatch.setattr(gpu_suite, "parts_of", lambda arguments: {"environment": None})
+    assert suite(monkeypatch, "-o", str(files[1])) == 0
+    for file in files:
+        first, second = map(json.loads, file.read_text().splitlines())
+        assert (first["kind"], first["tf32"], second["kind"]) == ("environment", False, "took")
+
+
+#: of the package and of exports; a machine to measure on may have PyTorch, Triton and NumPy alone
+LACKING = ("click", "onnx", "onnxruntime", "safetensors", "soundfile", "text_unidecode", "tokenizers")
+BARE = f"""
+import sys
+sys.modules.update(dict.fromkeys({LACKING}))
+import gpu_suite
+gpu_suite.gpu_parity.DRAWN = dict(greedy=dict(greedy=True))  # one of several, for the time
+sys.exit(gpu_suite.main())
+"""
+
+
+def test_with_no_more_than_pytorch() -> None:
+    """Parts with the modules run; those that make bundles say what they lack."""
+    pytest.importorskip("torch")
+    folder = Path(__file__).parent.parent / "benchmarks"
+    command = [sys.executable, "-c", BARE, "--device", "cpu", "--size", "tiny", "--repeats", "1"]
+    done = subprocess.run(
+        [*command, "--precisions", "fp32", "--parts", "environment", "parity in fp32"],
+        cwd=folder, capture_output=True, text=True,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+    kinds = [row["kind"] for row in rows]
+    assert kinds.count("took") == 2 and {"parity", "whole run"} < {*kinds} and "skip" not in kinds
+    lean = """
+sys.path.insert(0, ".")
+from judge import gpu_lean, gpu_parts
+gpu_lean.importlib.util.find_spec = lambda name: True
+gpu_lean.TARGETS = {"tensorrt": ("tensorrt", ("fp32",))}
+for row in gpu_parts.guarded("a part", gpu_lean.lean("tiny", False)["tensorrt in fp32"]):
+    print(row)
+"""
+    program = BARE.partition("import gpu_suite")[0] + lean
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
+    assert "'reason': 'onnx is not installed'" in done.stdout, done.stderr[-2000:] + done.stdout
 
 
 def test_kernels_are_not_timed_without_a_gpu() -> None:
