@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from cuda.bindings import driver
 
 from tortoise_rt.backends import device
 
+FUNCTION = re.compile("cu[A-Z]")
 #: without the function that asks the driver by ctypes
 SOURCE = [
     node for node in ast.parse(inspect.getsource(device)).body if getattr(node, "name", None) != "gpu_names"
@@ -31,7 +33,7 @@ def called() -> Iterator[tuple[str, int]]:
         function, given = call.func, call.args
         if isinstance(function, ast.Attribute) and function.attr == "partial":
             function, *given = given
-        if isinstance(function, ast.Attribute) and function.attr.startswith("cu"):
+        if isinstance(function, ast.Attribute) and FUNCTION.match(function.attr):
             assert not call.keywords
             yield function.attr, len(given)
 
@@ -53,12 +55,14 @@ def members() -> Iterator[tuple[str, str]]:
 def test_functions_take_what_they_are_given() -> None:
     found = {*called()}
     assert {("cuInit", 1), ("cuCtxPopCurrent", 0), ("cuMemFreeAsync", 2), ("cuLaunchKernel", 11)} <= found
-    named = {node.attr for node in nodes(ast.Attribute) if node.attr.startswith("cu")}
+    named = {node.attr for node in nodes(ast.Attribute) if FUNCTION.match(node.attr)}
     assert {name for name, _ in found} == named and len(named) > 30
     assert {(name, len(inspect.signature(getattr(driver, name)).parameters)) for name in named} == found
 
 
-def test_members_and_fields_are_there() -> None:
+def test_types_members_and_fields_are_there() -> None:
+    types = {n.attr for n in nodes(ast.Attribute) if n.attr.startswith("cu") and not FUNCTION.match(n.attr)}
+    assert types <= {*dir(driver)}
     found = {*members()}
     assert {("CUresult", "CUDA_SUCCESS"), ("CUmemorytype", "CU_MEMORYTYPE_DEVICE")} <= found
     assert len([of for of, _ in found if of == "CUdevice_attribute"]) == 2
