@@ -1,8 +1,9 @@
-"""What ``device.py`` asks of NVIDIA's driver is in cuda-bindings, which needs no GPU to be looked at."""
+"""What ``device.py`` and ``given_back.py`` ask of NVIDIA's driver is in cuda-bindings, which needs no GPU to be looked at."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
 from collections.abc import Iterator
@@ -14,12 +15,17 @@ pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings")
 
 from cuda.bindings import driver
 
-from tortoise_rt.backends import device
+from tortoise_rt.backends import device, given_back
 
 FUNCTION = re.compile("cu[A-Z]")
+#: those that are made -> what they are called
+STRUCTURES = {"CUDA_MEMCPY3D": "parameters", "CUmemPoolProps": "wanted"}
 #: without the function that asks the driver by ctypes
 SOURCE = [
-    node for node in ast.parse(inspect.getsource(device)).body if getattr(node, "name", None) != "gpu_names"
+    node
+    for module in (device, given_back)
+    for node in ast.parse(inspect.getsource(module)).body
+    if getattr(node, "name", None) != "gpu_names"
 ]
 
 
@@ -68,9 +74,13 @@ def test_types_members_and_fields_are_there() -> None:
     assert len([of for of, _ in found if of == "CUdevice_attribute"]) == 2
     assert [(of, name) for of, name in found if name not in getattr(driver, of).__members__] == []
     assert driver.CUevent_flags.CU_EVENT_DISABLE_TIMING == device._WITHOUT_TIMES
-    fields = {
-        node.attr
-        for node in nodes(ast.Attribute)
-        if isinstance(node.value, ast.Name) and node.value.id == "parameters"
+    assert {call.func.attr for call in nodes(ast.Call) if "CU" in getattr(call.func, "attr", "")} == {
+        *STRUCTURES
     }
-    assert len(fields) == 11 and fields <= {*dir(driver.CUDA_MEMCPY3D)}
+    for structure, called in STRUCTURES.items():
+        paths = {ast.unparse(node).partition(".") for node in nodes(ast.Attribute)}
+        fields = [path for name, _, path in paths if name == called]
+        assert len(fields) > 3
+        for path in fields:
+            *way, last = path.split(".")
+            assert last in dir(functools.reduce(getattr, way, getattr(driver, structure)()))
