@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shutil
 import tempfile
@@ -49,6 +50,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORTOISE_RT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def heard_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is logged reaches caplog, whatever a command or a server in this process did to it before."""
+    monkeypatch.setattr(logging.getLogger("tortoise_rt"), "propagate", True)
 
 
 @pytest.fixture(scope="session")

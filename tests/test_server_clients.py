@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -13,6 +15,7 @@ import pytest
 from serving import LONG, ONE, Slow, alone, assert_sound, begun, error, serving
 
 from tortoise_rt.scheduler import Priority
+from tortoise_rt.server.sound import _body
 
 
 def test_a_client_that_leaves_frees_its_rows_at_once() -> None:
@@ -164,3 +167,24 @@ def test_what_fails_while_it_is_heard_is_no_whole_answer() -> None:
         calls = 4
         assert "the server failed" in error(server.speak(), 500)
         server.settled()
+
+
+def test_no_cancellation_is_lost() -> None:
+    """That comes as the client takes a part of the answer."""
+
+    async def leave() -> None:
+        taken = asyncio.get_running_loop().create_future()
+
+        async def send(message: Any) -> None:
+            await taken
+
+        speech: Any = SimpleNamespace(limit=10.0, seconds=0.0)
+        task = asyncio.create_task(_body(speech, send, b"sound"))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        taken.set_result(None)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())

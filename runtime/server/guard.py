@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 import re
@@ -10,6 +9,7 @@ import secrets
 import time
 from collections.abc import Collection
 
+import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -65,8 +65,9 @@ class Guard:
             elif message["type"] == "websocket.accept":
                 status = 101
             try:
-                await asyncio.wait_for(send(message), STALL_SECONDS)
-            except asyncio.TimeoutError:
+                with anyio.fail_after(STALL_SECONDS):
+                    await send(message)
+            except TimeoutError:
                 raise ConnectionAbortedError("the client takes nothing any more") from None
 
         try:
@@ -163,8 +164,9 @@ def _bounded(headers: Headers, receive: Receive, most: int) -> Receive:
         if told.isdecimal() and int(told[:20]) > most:
             raise Refused(f"the body has {told[:20]} bytes; the limit is {most}", 413)
         try:
-            message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
-        except asyncio.TimeoutError:
+            with anyio.fail_after(max(0.0, deadline - time.monotonic())):
+                message = await receive()
+        except TimeoutError:
             raise Refused(f"the body was not there within {BODY_SECONDS:g} s", 408) from None
         if message["type"] == "http.disconnect":
             raise Cancelled("the client has gone before its request was there")

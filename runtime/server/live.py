@@ -52,7 +52,7 @@ async def live(socket: WebSocket) -> None:
         pass
     except TortoiseError as error:
         await _fail(socket, error)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         await _fail(socket, DeadlineExceeded("nothing was said for too long: connect again"))
 
 
@@ -64,7 +64,8 @@ async def _fail(socket: WebSocket, error: BaseException) -> None:
 
 async def _message(socket: WebSocket, seconds: float | None = IDLE_SECONDS) -> dict[str, Any]:
     """The next message; raises InputError for one that is no JSON object."""
-    message = await asyncio.wait_for(socket.receive(), seconds)
+    with anyio.fail_after(seconds):
+        message = await socket.receive()
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1000))
     text = message.get("text")
@@ -118,7 +119,7 @@ async def _listen(socket: WebSocket, speech: Speech, text: IncomingText) -> Base
                 text.end()
             else:
                 raise InputError(f"unknown type {kind!r:.40}: text, end or cancel")
-    except (WebSocketDisconnect, TortoiseError, asyncio.TimeoutError) as error:
+    except (WebSocketDisconnect, TortoiseError, TimeoutError) as error:
         speech.cancel(Cancelled("the client has gone"))
         return error
 

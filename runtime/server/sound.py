@@ -147,8 +147,9 @@ async def _body(speech: Speech, send: Send, data: bytes) -> None:
         return
     left = max(0.0, speech.limit - speech.seconds) + LAST_SECONDS
     try:
-        await asyncio.wait_for(send({"type": "http.response.body", "body": data, "more_body": True}), left)
-    except asyncio.TimeoutError:
+        with anyio.fail_after(left):  # not asyncio.wait_for, which up to Python 3.11 may lose a cancellation
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+    except TimeoutError:
         raise ConnectionAbortedError("the client takes nothing, and its time is over") from None
 
 

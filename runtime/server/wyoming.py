@@ -124,7 +124,7 @@ class _Connection:
                         error = InputError(f"the data of this {event.type} are not as Wyoming has them")
                     await self._fail(error)
                     break
-        except (OSError, asyncio.TimeoutError):
+        except OSError:
             pass
         finally:
             await self._stop()
@@ -133,7 +133,8 @@ class _Connection:
         """The next event; None at the end, or where it cannot be read."""
         limit = None if self._speaking is not None and not self._speaking.done() else IDLE_SECONDS
         try:
-            return await asyncio.wait_for(async_read_event(_Bounded(self._reader)), limit)  # type: ignore[arg-type]
+            with anyio.fail_after(limit):
+                return await async_read_event(_Bounded(self._reader))  # type: ignore[arg-type]
         except (InputError, EOFError, RecursionError, KeyError, TypeError, AttributeError):
             return None
 
@@ -195,7 +196,7 @@ class _Connection:
                         await self._send(SynthesizeStopped())
                 finally:
                     log.info("wyoming", extra={"facts": {"who": self._who, **facts(speech)}})
-        except (Cancelled, OSError, asyncio.TimeoutError):
+        except (Cancelled, OSError):
             self._writer.close()  # the client has gone, or the server stops
         except Exception as error:
             await self._fail(error)
@@ -214,12 +215,13 @@ class _Connection:
 
     async def _fail(self, error: Exception) -> None:
         told = error_object(error)
-        with contextlib.suppress(OSError, asyncio.TimeoutError):
+        with contextlib.suppress(OSError):
             await self._send(Error(text=told["message"], code=told["code"]))
 
     async def _send(self, event: Eventable) -> None:
         async with self._lock:
-            await asyncio.wait_for(async_write_event(event.event(), self._writer), STALL_SECONDS)
+            with anyio.fail_after(STALL_SECONDS):
+                await async_write_event(event.event(), self._writer)
 
 
 def _info(service: Service) -> Info:
