@@ -55,7 +55,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def heard_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is logged reaches caplog, whatever a command or a server in this process did to it before."""
-    monkeypatch.setattr(logging.getLogger("tortoise_rt"), "propagate", True)
+    log = logging.getLogger("tortoise_rt")
+    log.setLevel(logging.NOTSET)
+    monkeypatch.setattr(log, "propagate", True)
 
 
 @pytest.fixture(scope="session")
