@@ -28,9 +28,10 @@ from tortoise_rt.bench import time_load
 from tortoise_rt.cli.progress import table
 from tortoise_rt.config import ARSettings, make_settings
 from tortoise_rt.defaults import settings_for
-from tortoise_rt.engine import Array, Engine, KVCache, ProxyEngine
+from tortoise_rt.engine import Array, Engine, KVCache
 from tortoise_rt.machine import environment, peak_mib
 from tortoise_rt.pipeline import Pipeline
+from tortoise_rt.proxy_engine import ProxyEngine
 from tortoise_rt.scheduler import Scheduler
 from tortoise_rt.tts import choose_engine
 from tortoise_rt.voice import VoiceLatents

@@ -21,7 +21,8 @@ import numpy as np
 from tortoise_rt import autoregressive, conditioning, diffusion, ranking
 from tortoise_rt.bench_graphs import decode_step
 from tortoise_rt.config import Settings, make_settings
-from tortoise_rt.engine import Array, Engine, KVCache, ProxyEngine
+from tortoise_rt.engine import Array, Engine, KVCache
+from tortoise_rt.proxy_engine import ProxyEngine
 from tortoise_rt.rng import Philox
 from tortoise_rt.spec import GRAPHS, MELS
 from tortoise_rt.voice import VoiceLatents, load_voice

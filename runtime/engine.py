@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import EngineError
+from .graph_inputs import check_inputs, check_range
 from .sampling import NOTHING, Drawing
-from .spec import CHECKPOINT_FILES, GRAPHS, Dims, GraphSpec, TensorSpec
+from .spec import CHECKPOINT_FILES, GRAPHS, Dims, GraphSpec
 
 if TYPE_CHECKING:
     from .backends.exchange import DeviceArray
@@ -338,100 +339,3 @@ class Engine(abc.ABC):
     ) -> tuple[Array, Array]:
         """Only called of engines that draw ahead."""
         raise NotImplementedError
-
-
-class ProxyEngine(Engine):
-    """Passes everything on to ``engine``; for subclasses that watch or change some of it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.info, self.engine = engine.info, engine
-
-    @property
-    def steps_some_rows(self) -> bool:  # type: ignore[override]
-        return self.engine.steps_some_rows
-
-    def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
-        return self.engine._run(graph, inputs)
-
-    def _run_on_device(
-        self, spec: GraphSpec, stream: int, inputs: Mapping[str, Any]
-    ) -> tuple[DeviceArray, ...]:
-        return self.engine._run_on_device(spec, stream, inputs)
-
-    def _new_cache(self, rows: int, capacity: int) -> Any:
-        return self.engine._new_cache(rows, capacity)
-
-    def _take_rows(self, cache: KVCache, rows: Array, capacity: int) -> Any:
-        return self.engine._take_rows(cache, rows, capacity)
-
-    def _put_rows(self, target: KVCache, places: Array, source: KVCache, rows: Array) -> None:
-        self.engine._put_rows(target, places, source, rows)
-
-    def _first_rows(self, cache: KVCache, count: int) -> Any:
-        return self.engine._first_rows(cache, count)
-
-    def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
-        return self.engine._ar_step(cache, inputs)
-
-    def position_bytes(self) -> int:
-        """Bytes of one position of a row of a cache."""
-        return self.engine.position_bytes()
-
-    def _ar_draw(
-        self, cache: KVCache, inputs: dict[str, Array], drawings: Sequence[Drawing | None]
-    ) -> tuple[Array, Array]:
-        return self.engine._ar_draw(cache, inputs, drawings)
-
-    def _denoise(
-        self,
-        x: Array,
-        last: Array,
-        aligned: Array,
-        free: Array,
-        steps: Sequence[DenoisingStep],
-        noise: Callable[[int], Array],
-    ) -> tuple[Array, Array]:
-        return self.engine._denoise(x, last, aligned, free, steps, noise)
-
-
-def check_inputs(spec: GraphSpec, dims: Dims, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Contiguous arrays of the right names, dtypes and dimensions, or an EngineError that says what is wrong."""
-    arrays = {name: np.asarray(array) for name, array in inputs.items()}
-    check_shapes(spec, dims, {name: array.shape for name, array in arrays.items()})
-    return {tensor.name: converted(spec, tensor, arrays[tensor.name]) for tensor in spec.inputs}
-
-
-def converted(spec: GraphSpec, tensor: TensorSpec, array: Array) -> Array:
-    """A contiguous array of an input's dtype, or an EngineError if this one is of another kind."""
-    if np.dtype(tensor.dtype).kind != array.dtype.kind:
-        raise EngineError(f'graph "{spec.name}": {tensor.name} must be {tensor.dtype}, not {array.dtype}')
-    return np.ascontiguousarray(array, tensor.dtype)
-
-
-def check_shapes(spec: GraphSpec, dims: Dims, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise an EngineError unless a graph takes inputs of these names and shapes."""
-    names = [t.name for t in spec.inputs]
-    if set(shapes) != set(names):
-        raise EngineError(f'graph "{spec.name}" takes {names}, not {sorted(shapes)}')
-    free: dict[str, tuple[int, str]] = {}
-    for tensor in spec.inputs:
-        shape = shapes[tensor.name]
-        if len(shape) != len(tensor.dims):
-            raise EngineError(
-                f'graph "{spec.name}": {tensor.name} must be {tensor.dims}, not of shape {shape}'
-            )
-        for dim, size in zip(tensor.dims, shape, strict=True):
-            if isinstance(dim, str) and "." not in dim:
-                want, where = free.setdefault(dim, (size, tensor.name))
-            else:
-                want, where = (dim, "the model") if isinstance(dim, int) else (dims[dim], "the model")
-            if size != want:
-                raise EngineError(
-                    f'graph "{spec.name}": {tensor.name} has {size} {dim} where {where} has {want} (shape {shape})'
-                )
-
-
-def check_range(name: str, ids: Array, size: int) -> None:
-    """Raise an EngineError unless all of ``ids`` lie in [0, size)."""
-    if ids.size and (ids.min() < 0 or ids.max() >= size):
-        raise EngineError(f"{name} holds {ids.min()} to {ids.max()}; the table has {size} rows")

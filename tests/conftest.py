@@ -116,6 +116,14 @@ def standard_graphs(tmp_path_factory: pytest.TempPathFactory) -> EngineInfo:
     return write_standard(tmp_path_factory.mktemp("standard"))
 
 
+@pytest.fixture(scope="module")
+def plain(standard_graphs: EngineInfo) -> Engine:
+    """What runs them on ONNX Runtime."""
+    from standard import standard_engine
+
+    return standard_engine(standard_graphs)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, with caches and voices of its own."""

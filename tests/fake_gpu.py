@@ -8,22 +8,25 @@ from __future__ import annotations
 import ast
 import ctypes
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from fake_driver import FakeDriver, Gpu, Stream, view
+from fake_driver import FakeDriver
+from fake_memory import Gpu, Stream, view
 
 from tortoise_rt.backends.cubins import WARP, argument_types
 from tortoise_rt.backends.device import Device, Kernel
+from tortoise_rt.backends.tensorrt import TensorRTEngine
 from tortoise_rt.config import ARSettings
-from tortoise_rt.engine import Array
+from tortoise_rt.engine import Array, EngineInfo
 from tortoise_rt.kernels import ahead
 from tortoise_rt.profiles import profiles
 from tortoise_rt.samplers import DenoisingStep, Update
 from tortoise_rt.sampling import Drawing, penalize
-from tortoise_rt.spec import MELS, Dims
+from tortoise_rt.spec import GRAPHS, MELS, Dims
 
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
@@ -324,3 +327,24 @@ class FakeContext:
 
         plan.device.gpu.touch(stream, [*places, scratch], work)
         return stream == plan.device.stream
+
+
+def make_engine(
+    info: EngineInfo,
+    room: int = 1 << 30,
+    ahead: bool = False,
+    driver: FakeDriver | None = None,
+    number: int = 0,
+) -> TensorRTEngine:
+    """An engine on plans of all graphs of ``write_standard``; ``ahead``: with the kernels of its loops."""
+    folder, driver = Path(info.source), driver or FakeDriver(room)
+    device = FakeDevice(number=number, driver=driver)
+    files = {graph: f"{graph}.onnx" for graph in GRAPHS}
+    info = replace(info, backend="tensorrt", device=f"cuda:{number}")
+    kernels = fake_kernels(device, driver, info.dims) if ahead else None
+    library = FakeLibrary(folder, info.dims, device)
+    return TensorRTEngine(folder, info, files, library, device, kernels=kernels)
+
+
+def device(engine: TensorRTEngine) -> FakeDevice:
+    return engine._device  # type: ignore[return-value]

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from fake_driver import FakeDriver, view
+from fake_driver import FakeDriver
+from fake_memory import view
 
 from tortoise_rt.backends import dlpack
 from tortoise_rt.backends.exchange import DeviceArray

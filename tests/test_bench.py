@@ -15,7 +15,8 @@ pytest.importorskip("onnxruntime")
 from tortoise_rt import bench, bench_graphs, make_settings, open_engine  # noqa: E402
 from tortoise_rt.backends.fake import FakeEngine  # noqa: E402
 from tortoise_rt.cli.bench import PARTS  # noqa: E402
-from tortoise_rt.engine import Array, ProxyEngine  # noqa: E402
+from tortoise_rt.engine import Array  # noqa: E402
+from tortoise_rt.proxy_engine import ProxyEngine  # noqa: E402
 
 SHORT = ("--samples", "2", "--codes", "12", "--clients", "1,2", "--repeats", "1")
 

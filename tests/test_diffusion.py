@@ -21,7 +21,8 @@ from tortoise_rt.diffusion import (
     spaced_timesteps,
     trained_levels,
 )
-from tortoise_rt.engine import Array, ProxyEngine
+from tortoise_rt.engine import Array
+from tortoise_rt.proxy_engine import ProxyEngine
 from tortoise_rt.rng import Philox
 from tortoise_rt.samplers import predict_start
 from tortoise_rt.spec import MELS, TRAINED_STEPS, codes_to_frames

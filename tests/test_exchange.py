@@ -17,11 +17,11 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
 import torch
-from fake_driver import LEGACY, FakeDriver, Gpu, view
+from fake_driver import FakeDriver
+from fake_gpu import make_engine
+from fake_memory import LEGACY, Gpu, view
 from sharing import Capsule, Interface, Library, Unwilling, stand_ins
-from standard import standard_engine
 from test_guide import SECTIONS
-from test_tensorrt_runner import make_engine
 
 from tortoise_rt import backends
 from tortoise_rt.backends import dlpack
@@ -41,11 +41,6 @@ def driver() -> FakeDriver:
 @pytest.fixture
 def engine(standard_graphs: EngineInfo, driver: FakeDriver) -> TensorRTEngine:
     return make_engine(standard_graphs, driver=driver)
-
-
-@pytest.fixture(scope="module")
-def plain(standard_graphs: EngineInfo) -> Engine:
-    return standard_engine(standard_graphs)
 
 
 def given(engine: Engine, graph: str, frames: int = 20, seed: int = 0) -> dict[str, Array]:

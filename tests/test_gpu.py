@@ -13,10 +13,11 @@ torch = pytest.importorskip("torch", reason="needs PyTorch")
 from tortoise_rt.backends import open_engine  # noqa: E402
 from tortoise_rt.backends.torch import TorchEngine  # noqa: E402
 from tortoise_rt.config import make_settings  # noqa: E402
-from tortoise_rt.engine import KVCache, ProxyEngine  # noqa: E402
+from tortoise_rt.engine import KVCache  # noqa: E402
 from tortoise_rt.export.checkpoints import Checkpoints  # noqa: E402
 from tortoise_rt.export.parity import BOUNDS, check_graphs, random_inputs, relative_error  # noqa: E402
 from tortoise_rt.pipeline import Pipeline  # noqa: E402
+from tortoise_rt.proxy_engine import ProxyEngine  # noqa: E402
 from tortoise_rt.scheduler import Scheduler  # noqa: E402
 from tortoise_rt.spec import GRAPHS  # noqa: E402
 

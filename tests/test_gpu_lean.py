@@ -75,7 +75,7 @@ def test_codes_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_eight_bits_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_tensorrt_runner import make_engine
+    from fake_gpu import make_engine
 
     monkeypatch.setattr(gpu_parity, "DRAWN", {"usual": {}})
     engine = make_engine(write_standard(tmp_path, "int8"), ahead=True)
@@ -87,7 +87,7 @@ def test_eight_bits_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_engines_are_checked(standard_graphs: EngineInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_tensorrt_runner import make_engine
+    from fake_gpu import make_engine
 
     monkeypatch.setattr(gpu_parity, "DRAWN", {"nucleus": dict(top_k=0, top_p=0.9)})
     engine = make_engine(standard_graphs, ahead=True)

@@ -11,11 +11,10 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
-from fake_driver import CUresult, FakeDriver
-from fake_gpu import FakePlan
+from fake_driver import FakeDriver
+from fake_gpu import FakePlan, device, make_engine
+from fake_memory import CUresult
 from sharing import Library
-from standard import standard_engine
-from test_tensorrt_runner import device, make_engine
 
 from tortoise_rt.backends.device import Device
 from tortoise_rt.backends.tensorrt import TensorRTEngine
@@ -25,24 +24,14 @@ from tortoise_rt.export.parity import random_inputs, relative_error
 from tortoise_rt.spec import GRAPHS
 
 
-@pytest.fixture(scope="module")
-def info(standard_graphs: EngineInfo) -> EngineInfo:
-    return standard_graphs
-
-
-@pytest.fixture(scope="module")
-def plain(info: EngineInfo) -> Engine:
-    return standard_engine(info)
-
-
 @pytest.fixture
 def driver() -> FakeDriver:
     return FakeDriver()
 
 
 @pytest.fixture
-def engine(info: EngineInfo, driver: FakeDriver) -> TensorRTEngine:
-    return make_engine(info, driver=driver)
+def engine(standard_graphs: EngineInfo, driver: FakeDriver) -> TensorRTEngine:
+    return make_engine(standard_graphs, driver=driver)
 
 
 def test_memory_is_free_once_whoever_took_it_has_read(engine: TensorRTEngine, driver: FakeDriver) -> None:
@@ -89,14 +78,14 @@ def test_a_reader_that_is_gone_is_nobody_else_s_trouble(
 
 
 def test_scratch_grows_without_room_for_both(
-    info: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch
+    standard_graphs: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The old goes before the new comes; where there is no room for the new, what needs less goes on."""
     needed = {"rlg_auto": 1 << 20, "univnet": 3 << 20, "rlg_diffuser": 9 << 20}
     monkeypatch.setattr(
         FakePlan, "get_device_memory_size_for_profile_v2", lambda plan, number: needed[plan.graph]
     )
-    engine, rng = make_engine(info), np.random.default_rng(0)
+    engine, rng = make_engine(standard_graphs), np.random.default_rng(0)
     sizes = {"rows": 1, "frames": 8, "codes": 1}
     given = {graph: random_inputs(GRAPHS[graph], engine.dims, sizes, rng) for graph in needed}
 
@@ -112,8 +101,8 @@ def test_scratch_grows_without_room_for_both(
     assert [right(graph) for graph in ("rlg_auto", "univnet") * 3] == [True] * 6
 
 
-def test_buffers_grow_without_room_for_both(info: EngineInfo, plain: Engine) -> None:
-    engine, rng = make_engine(info), np.random.default_rng(0)
+def test_buffers_grow_without_room_for_both(standard_graphs: EngineInfo, plain: Engine) -> None:
+    engine, rng = make_engine(standard_graphs), np.random.default_rng(0)
     given = {
         frames: random_inputs(GRAPHS["univnet"], engine.dims, {"rows": 1, "frames": frames, "codes": 1}, rng)
         for frames in (150, 300, 400)
@@ -132,9 +121,11 @@ def test_buffers_grow_without_room_for_both(info: EngineInfo, plain: Engine) -> 
     assert right(300) and right(150)
 
 
-def test_only_what_must_be_finite_is_cleared(info: EngineInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_must_be_finite_is_cleared(
+    standard_graphs: EngineInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Caches; not what a run writes."""
-    engine, cleared, real = make_engine(info), [], FakeDriver.cuMemsetD8Async
+    engine, cleared, real = make_engine(standard_graphs), [], FakeDriver.cuMemsetD8Async
     monkeypatch.setattr(
         FakeDriver, "cuMemsetD8Async", lambda self, *given: cleared.append(given[2]) or real(self, *given)
     )
@@ -145,8 +136,8 @@ def test_only_what_must_be_finite_is_cleared(info: EngineInfo, monkeypatch: pyte
     assert cleared == [cache.state.memory.nbytes]
 
 
-def test_released_memory_is_the_system_s(info: EngineInfo) -> None:
-    engine = make_engine(info)
+def test_released_memory_is_the_system_s(standard_graphs: EngineInfo) -> None:
+    engine = make_engine(standard_graphs)
     _, pool = device(engine).gpu.pools
     engine.run("rlg_auto", noise=np.ones((1, engine.dims["rlg_auto.dim"]), np.float32))
     used = pool.used

@@ -262,7 +262,7 @@ def test_onnxruntime_uses_the_gpu_that_is_named(
 
 def test_two_tensorrt_engines_side_by_side(standard_graphs: EngineInfo) -> None:
     """One thread that uses both by turns, many that use them at once: each works on its own GPU, which the driver sees to."""
-    from test_tensorrt_runner import make_engine
+    from fake_gpu import make_engine
 
     driver = FakeDriver(count=2)
     engines = [make_engine(standard_graphs, ahead=True, driver=driver, number=number) for number in range(2)]
@@ -315,7 +315,7 @@ def test_what_a_gpu_held_is_freed_in_its_turn_or_with_the_last_of_it() -> None:
 
 def test_a_thread_keeps_the_gpu_that_it_has(standard_graphs: EngineInfo) -> None:
     """Whoever opens and calls an engine may use another GPU, or none, by other means."""
-    from test_tensorrt_runner import make_engine
+    from fake_gpu import make_engine
 
     driver = FakeDriver(count=2)
     for mine in (None, driver.gpus[0]):

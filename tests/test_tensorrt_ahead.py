@@ -12,9 +12,8 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
+from fake_gpu import make_engine
 from scheduling import scheduler
-from standard import standard_engine
-from test_tensorrt_runner import make_engine
 
 from tortoise_rt.backends.tensorrt import TensorRTEngine
 from tortoise_rt.backends.tensorrt_ahead import rows_to_draw
@@ -31,11 +30,6 @@ IDS = [5, 60, 7, 80, 9]
 @pytest.fixture(scope="module")
 def engine(standard_graphs: EngineInfo) -> TensorRTEngine:
     return make_engine(standard_graphs, ahead=True)
-
-
-@pytest.fixture(scope="module")
-def plain(standard_graphs: EngineInfo) -> Engine:
-    return standard_engine(standard_graphs)
 
 
 DRAWN: list[dict[str, Any]] = [
@@ -230,7 +224,7 @@ def test_numbers_that_are_not_finite_end_their_row_alone(standard_graphs: Engine
     engine = make_engine(standard_graphs, ahead=True)
     cache, prompt = prompted(engine, 2), prompted(engine, 1)
     state: Any = cache.state
-    from fake_driver import view
+    from fake_memory import view
 
     view(state.memory.address, (engine._row_bytes() // 4,), np.float32)[:] = np.nan  # the first key of row 0
     vocabulary = engine.dims["ar.mel_codes"]

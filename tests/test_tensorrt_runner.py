@@ -14,9 +14,10 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
-from fake_driver import CUresult, FakeDriver
-from fake_gpu import FakeContext, FakeDevice, FakeLibrary, fake_kernels
-from standard import DATA, standard_engine
+from fake_driver import FakeDriver
+from fake_gpu import FakeContext, device, make_engine
+from fake_memory import CUresult
+from standard import DATA
 from test_standard_graphs import ragged
 
 from tortoise_rt.backends.tensorrt import TensorRTEngine
@@ -31,38 +32,8 @@ from tortoise_rt.spec import GRAPHS, cache_capacity
 
 
 @pytest.fixture(scope="module")
-def info(standard_graphs: EngineInfo) -> EngineInfo:
-    return standard_graphs
-
-
-def make_engine(
-    info: EngineInfo,
-    room: int = 1 << 30,
-    ahead: bool = False,
-    driver: FakeDriver | None = None,
-    number: int = 0,
-) -> TensorRTEngine:
-    folder, driver = Path(info.source), driver or FakeDriver(room)
-    device = FakeDevice(number=number, driver=driver)
-    files = {graph: f"{graph}.onnx" for graph in GRAPHS}
-    info = replace(info, backend="tensorrt", device=f"cuda:{number}")
-    kernels = fake_kernels(device, driver, info.dims) if ahead else None
-    library = FakeLibrary(folder, info.dims, device)
-    return TensorRTEngine(folder, info, files, library, device, kernels=kernels)
-
-
-@pytest.fixture(scope="module")
-def engine(info: EngineInfo) -> TensorRTEngine:
-    return make_engine(info)
-
-
-@pytest.fixture(scope="module")
-def plain(info: EngineInfo) -> Engine:
-    return standard_engine(info)
-
-
-def device(engine: TensorRTEngine) -> FakeDevice:
-    return engine._device  # type: ignore[return-value]
+def engine(standard_graphs: EngineInfo) -> TensorRTEngine:
+    return make_engine(standard_graphs)
 
 
 def test_every_graph_agrees_with_its_module(engine: TensorRTEngine) -> None:
@@ -93,8 +64,8 @@ def test_what_is_wanted_is_part_of_a_recording(engine: TensorRTEngine, plain: En
         assert relative_error(found, plain.run("hifigan", **inputs)[0]) <= 1e-6
 
 
-def test_buffers_that_grow_forget_recordings(info: EngineInfo, plain: Engine) -> None:
-    engine = make_engine(info)
+def test_buffers_that_grow_forget_recordings(standard_graphs: EngineInfo, plain: Engine) -> None:
+    engine = make_engine(standard_graphs)
     for frames in (8, 8, 8, 300, 8, 8, 8, 300, 300):
         inputs = random_inputs(
             GRAPHS["univnet"],
@@ -106,9 +77,9 @@ def test_buffers_that_grow_forget_recordings(info: EngineInfo, plain: Engine) ->
         assert relative_error(found, plain.run("univnet", **inputs)[0]) <= 1e-6
 
 
-def test_scratch_that_grows_forgets_recordings(info: EngineInfo) -> None:
+def test_scratch_that_grows_forgets_recordings(standard_graphs: EngineInfo) -> None:
     """It is one for all plans, so what was recorded of another would compute in memory that is no more."""
-    engine = make_engine(info)
+    engine = make_engine(standard_graphs)
     cache, other, one = engine.new_cache(1, 20), engine.new_cache(1, 20), np.ones((1, 1), np.int64)
 
     def step() -> Array:
@@ -131,10 +102,10 @@ def test_scratch_that_grows_forgets_recordings(info: EngineInfo) -> None:
 
 
 def test_a_call_that_failed_leaves_nothing_in_the_way(
-    info: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch
+    standard_graphs: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it had queued reads the host's memory still, when the next call wants more of it."""
-    engine, rng = make_engine(info), np.random.default_rng(0)
+    engine, rng = make_engine(standard_graphs), np.random.default_rng(0)
     few, many = (
         random_inputs(GRAPHS["univnet"], engine.dims, {"rows": 1, "frames": frames, "codes": 1}, rng)
         for frames in (8, 300)
@@ -163,10 +134,12 @@ def test_rows_beyond_a_plan_take_turns(engine: TensorRTEngine, plain: Engine) ->
     assert device(engine).launched - before >= 3 * 3  # three calls for these rows, from the third step on
 
 
-def test_long_clips_take_turns(info: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_clips_take_turns(
+    standard_graphs: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two rows of the usual length share a diffusion step; two of a longer clip do not."""
     monkeypatch.setattr("tortoise_rt.profiles.USUAL_CODES", 20)
-    engine = make_engine(info)
+    engine = make_engine(standard_graphs)
     assert len(profiles("diffusion_condition", engine.dims)) == 2
     usual = profiles("diffusion_condition", engine.dims)[0]["frames"][2]
     for frames in (usual, usual + 5):
@@ -200,8 +173,8 @@ def test_memory_is_given_back(engine: TensorRTEngine) -> None:
     assert device(engine).room == held
 
 
-def test_out_of_memory(info: EngineInfo) -> None:
-    engine = make_engine(info, room=8 << 20)
+def test_out_of_memory(standard_graphs: EngineInfo) -> None:
+    engine = make_engine(standard_graphs, room=8 << 20)
     with pytest.raises(
         EngineError, match=r"cuda:0 has \d+ of 8 MiB free; a cache of 99 rows needs \d+ MiB more: draw"
     ):
@@ -219,8 +192,10 @@ def test_what_a_plan_was_not_built_for(engine: TensorRTEngine) -> None:
         engine.new_cache(1, 9999)
 
 
-def test_a_failure_names_graph_and_shapes(info: EngineInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = make_engine(info)
+def test_a_failure_names_graph_and_shapes(
+    standard_graphs: EngineInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(standard_graphs)
     monkeypatch.setattr("fake_gpu.FakeContext.execute_async_v3", lambda self, stream: False)
     with pytest.raises(
         EngineError, match=r'graph "rlg_auto" failed on noise \(1, \d+\): the library gives no reason'
@@ -230,14 +205,14 @@ def test_a_failure_names_graph_and_shapes(info: EngineInfo, monkeypatch: pytest.
 
 @pytest.mark.parametrize("step", ["cuStreamEndCapture", "cuGraphInstantiate", "cuGraphLaunch"])
 def test_what_cannot_be_recorded_runs_as_it_is(
-    info: EngineInfo,
+    standard_graphs: EngineInfo,
     plain: Engine,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     step: str,
 ) -> None:
     """And is not tried again, which is said once. What a launch says is no reason to go on."""
-    engine, tried = make_engine(info), []
+    engine, tried = make_engine(standard_graphs), []
     real = getattr(FakeDriver, step)
 
     def refuse(driver: FakeDriver, *given: Any) -> Any:
@@ -262,10 +237,13 @@ def test_what_cannot_be_recorded_runs_as_it_is(
 
 
 def test_what_fails_while_it_is_recorded(
-    info: EngineInfo, plain: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    standard_graphs: EngineInfo,
+    plain: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The warning says what failed; what was recorded so far is forgotten."""
-    engine, forgotten = make_engine(info), []
+    engine, forgotten = make_engine(standard_graphs), []
     noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
     real, destroy = FakeContext.execute_async_v3, FakeDriver.cuGraphDestroy
     monkeypatch.setattr(
@@ -284,9 +262,11 @@ def test_what_fails_while_it_is_recorded(
     assert engine._plans.replays.refused == len(forgotten) == 1
 
 
-def test_whatever_ends_a_recording_ends_it(info: EngineInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_ends_a_recording_ends_it(
+    standard_graphs: EngineInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An error that is not the project's own goes on to the caller, and the engine goes on as well."""
-    engine = make_engine(info)
+    engine = make_engine(standard_graphs)
     noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
     first = engine.run("rlg_auto", noise=noise)[0]
     real = FakeContext.execute_async_v3
@@ -305,16 +285,16 @@ def test_whatever_ends_a_recording_ends_it(info: EngineInfo, monkeypatch: pytest
     assert device(engine).launched > 0
 
 
-def test_a_damaged_plan(info: EngineInfo, tmp_path: Path) -> None:
+def test_a_damaged_plan(standard_graphs: EngineInfo, tmp_path: Path) -> None:
     (tmp_path / "rlg_auto.onnx").write_bytes(b"bad")
-    engine = make_engine(replace(info, source=str(tmp_path)))
+    engine = make_engine(replace(standard_graphs, source=str(tmp_path)))
     with pytest.raises(BundleError, match="rlg_auto.onnx cannot be loaded"):
         engine.run("rlg_auto", noise=np.zeros((1, engine.dims["rlg_auto.dim"]), np.float32))
 
 
-def test_a_released_graph_is_loaded_again(info: EngineInfo) -> None:
+def test_a_released_graph_is_loaded_again(standard_graphs: EngineInfo) -> None:
     """Into memory at the same addresses, it may be: what was recorded is another plan's."""
-    engine = make_engine(info)
+    engine = make_engine(standard_graphs)
     device(engine).gpu.reuses = True
     noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
     before = [engine.run("rlg_auto", noise=noise)[0] for _ in range(3)]

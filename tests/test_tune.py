@@ -17,9 +17,10 @@ from tortoise_rt import Pipeline, make_settings, open_engine
 from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.bench_graphs import precision_errors
 from tortoise_rt.bundle import read_bundle
-from tortoise_rt.engine import Array, Engine, ProxyEngine
+from tortoise_rt.engine import Array, Engine
 from tortoise_rt.export import tune
 from tortoise_rt.export.quantize import PRECISIONS, QUANTIZED
+from tortoise_rt.proxy_engine import ProxyEngine
 
 IDS = [[5, 9, 7, 3, 8], [4, 4, 6]]
 

@@ -10,10 +10,11 @@ import numpy as np
 
 from tortoise_rt.backends.torch import TorchEngine
 from tortoise_rt.config import make_settings
-from tortoise_rt.engine import Engine, ProxyEngine
+from tortoise_rt.engine import Engine
 from tortoise_rt.export.checkpoints import Checkpoints
 from tortoise_rt.export.parity import check_graphs
 from tortoise_rt.pipeline import Pipeline
+from tortoise_rt.proxy_engine import ProxyEngine
 
 from .gpu_speech import random_voice
 

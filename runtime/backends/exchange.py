@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import Array, check_shapes, converted
+from ..engine import Array
 from ..errors import EngineError
+from ..graph_inputs import check_shapes, converted
 from ..spec import Dims, GraphSpec, TensorSpec
 from . import dlpack
 from .device import Device, Memory

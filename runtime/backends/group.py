@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..engine import Engine, ProxyEngine
+from ..engine import Engine
 from ..errors import EngineError
+from ..proxy_engine import ProxyEngine
 
 
 class EngineGroup(ProxyEngine):

@@ -10,8 +10,9 @@ import numpy as np
 
 from tortoise_rt.autoregressive import code_latents, fix_codes, text_row
 from tortoise_rt.config import ARGUMENTS, Settings, make_settings
-from tortoise_rt.engine import Array, Engine, KVCache, ProxyEngine
+from tortoise_rt.engine import Array, Engine, KVCache
 from tortoise_rt.pipeline import Pipeline, Result
+from tortoise_rt.proxy_engine import ProxyEngine
 from tortoise_rt.ranking import clvp_scores
 from tortoise_rt.scheduler import Scheduler
 from tortoise_rt.vocoder import univnet
