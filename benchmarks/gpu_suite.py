@@ -43,7 +43,7 @@ from judge.gpu_speech import sentences, streams
 from judge.gpu_stages import Stages, ceilings, timed
 
 from tortoise_rt._version import __version__
-from tortoise_rt.backends.device import gpu_names
+from tortoise_rt.backends.driver import gpu_names
 from tortoise_rt.backends.torch import TorchEngine
 from tortoise_rt.export.random_checkpoint import write_checkpoints
 from tortoise_rt.machine import cpu_name

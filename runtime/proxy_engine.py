@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class ProxyEngine(Engine):
-    """Passes everything on to ``engine``; for subclasses that watch or change some of it."""
+    """Passes everything on to ``engine``; for subclasses that watch or change some of it.
+
+    Loops that ``engine`` does by itself are done step by step, unless a subclass says that it draws or denoises ahead.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.info, self.engine = engine.info, engine

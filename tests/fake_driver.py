@@ -41,6 +41,7 @@ class FakeDriver:
         self.gpus = [Gpu(number, room) for number in range(count)]
         self.capability = [int(part) for part in capability.split(".")]
         self.kernels: dict[bytes, Callable[..., None]] = {}
+        self.events = 0
         self._handles = itertools.count(7)
         self._thread = threading.local()
 
@@ -75,7 +76,12 @@ class FakeDriver:
         return FINE, self.gpus[number]
 
     def cuDevicePrimaryCtxRetain(self, gpu: Gpu) -> tuple[CUresult, Gpu]:
+        gpu.users += 1
         return FINE, gpu
+
+    def cuDevicePrimaryCtxRelease(self, gpu: Gpu) -> tuple[CUresult]:
+        gpu.users -= 1
+        return (FINE,)
 
     def cuDeviceGetName(self, most: int, gpu: Gpu) -> tuple[CUresult, bytes]:
         return FINE, b"Fake GPU\0\0"
@@ -101,6 +107,11 @@ class FakeDriver:
         self._current.streams[handle] = Stream()
         return FINE, handle
 
+    def cuStreamDestroy(self, stream: int) -> tuple[CUresult]:
+        gone = self._idle(stream).streams.pop(stream)
+        gone.run(gone.end)
+        return (FINE,)
+
     def cuStreamSynchronize(self, stream: int) -> tuple[CUresult]:
         gpu = self._idle(stream)
         gpu.waited += 1
@@ -111,7 +122,12 @@ class FakeDriver:
 
     def cuEventCreate(self, flags: int) -> tuple[CUresult, Event]:
         assert self._current is not None and flags == 2
+        self.events += 1
         return FINE, Event()
+
+    def cuEventDestroy(self, event: Event) -> tuple[CUresult]:
+        self.events -= 1
+        return (FINE,)
 
     def cuEventRecord(self, event: Event, stream: int) -> tuple[CUresult]:
         of = self._idle(stream).streams[stream]

@@ -106,6 +106,7 @@ class Gpu:
         self.alive: dict[int, Array] = {}  #: memory, by what has run
         self.pinned: dict[int, Array] = {}  #: of the host
         self.streams: dict[int, Stream] = {LEGACY: Stream()}
+        self.users = 0  #: who use its context
         self.launched = 0  #: recordings
         self.waited = 0  #: times that the host has
         self.ran: list[str] = []  #: kernels

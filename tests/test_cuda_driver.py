@@ -20,13 +20,7 @@ from tortoise_rt.backends import device, given_back
 FUNCTION = re.compile("cu[A-Z]")
 #: those that are made -> what they are called
 STRUCTURES = {"CUDA_MEMCPY3D": "parameters", "CUmemPoolProps": "wanted"}
-#: without the function that asks the driver by ctypes
-SOURCE = [
-    node
-    for module in (device, given_back)
-    for node in ast.parse(inspect.getsource(module)).body
-    if getattr(node, "name", None) != "gpu_names"
-]
+SOURCE = [node for module in (device, given_back) for node in ast.parse(inspect.getsource(module)).body]
 
 
 def nodes(kind: type[Any]) -> Iterator[Any]:

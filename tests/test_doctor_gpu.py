@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tortoise_rt.cli import doctor_gpu
 from tortoise_rt.cli.doctor_gpu import Driver, explain, find_driver
 
 NONE = dict.fromkeys(
@@ -91,7 +91,8 @@ def test_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         cuInit=lambda flags: 0,
         cuDriverGetVersion=lambda place: give(place, 13010),
         cuDeviceGetCount=lambda place: give(place, 2),
+        cuDeviceGetName=lambda place, size, gpu: 0,
         cuDeviceGetAttribute=lambda place, attribute, gpu: give(place, numbers[attribute, gpu]),
     )
-    monkeypatch.setattr(doctor_gpu.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
     assert find_driver() == Driver(13010, "", ("9.0", "12.1"))

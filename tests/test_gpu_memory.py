@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 
 from fake_driver import FakeDriver
 from fake_gpu import FakePlan, device, make_engine
-from fake_memory import CUresult
+from fake_memory import LEGACY, CUresult, Pool
 from sharing import Library
 
 from tortoise_rt.backends.device import Device
@@ -160,3 +160,22 @@ def test_memory_is_kept_for_the_next_until_it_is_trimmed() -> None:
         assert own.kept == 10 and default.kept == default.threshold == 0
     del kept, device
     assert own.used == 0 and not own.alive
+    assert (gpu.users, driver.events, [*gpu.streams]) == (0, 0, [LEGACY])
+
+
+def test_what_is_kept_goes_before_memory_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces that were freed may all be too small."""
+    driver, real = FakeDriver(), FakeDriver.cuMemAllocFromPoolAsync
+
+    def allocate(driver: FakeDriver, nbytes: int, pool: Pool, stream: int) -> Any:
+        in_pieces = pool.kept > pool.used
+        return (CUresult.CUDA_ERROR_OUT_OF_MEMORY, 0) if in_pieces else real(driver, nbytes, pool, stream)
+
+    monkeypatch.setattr(FakeDriver, "cuMemAllocFromPoolAsync", allocate)
+    device = Device(0, driver)
+    with device.turn():
+        memory = device.allocate(100, "a")
+        del memory
+    with device.turn():
+        device.synchronize()
+        assert device.allocate(200, "b").nbytes == 200

@@ -153,6 +153,7 @@ def test_how_many_replicas_there_are_is_as_said() -> None:
     (speaker,) = [arg._bound_deployment for arg in front.init_args if hasattr(arg, "_bound_deployment")]
     scaling = speaker._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 5, 16)
-    assert speaker.ray_actor_options == {"num_cpus": 2.0, "num_gpus": 1.0}
+    one_pool = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
+    assert speaker.ray_actor_options == {"num_cpus": 2.0, "num_gpus": 1.0, "runtime_env": one_pool}
     assert speaker._deployment_config.graceful_shutdown_timeout_s == 7
     assert app({"replicas": 3})._bound_deployment.init_args[0]._bound_deployment.num_replicas == 3

@@ -99,6 +99,16 @@ def parity(target: str, precision: str) -> Iterator[Row]:
             yield from gpu_parity.whole_runs(engine)
         if engine.draws_ahead or engine.denoises_ahead:
             yield from gpu_parity.loops(engine)
+        if target != "cuda":
+            replays: Any = engine._plans.replays  # type: ignore[attr-defined]
+            made = {"recorded": replays.recorded, "refused": replays.refused}
+            yield {
+                "kind": "recordings",
+                "target": target,
+                "precision": precision,
+                **made,
+                "ok": not replays.refused,
+            }
 
 
 @contextlib.contextmanager

@@ -36,7 +36,6 @@ class Fast:
         self._decoder: Any = None
         self._reader: Any = None
         self._diffusion: Any = None
-        self._univnet: Any = None
         if not self.kernels:
             log.warning(
                 "Triton is not installed: decoding and diffusion are slower (pip install 'tortoise-rt[kernels]')"
@@ -55,8 +54,6 @@ class Fast:
         if graph in ("diffusion_condition", "diffusion_denoise") and self.kernels:
             method = getattr(self._channels_last(module), graph.removeprefix("diffusion_"))
             return self._replays(graph, lambda *given: (method(*given),), inputs)
-        if graph == "univnet" and self.kernels:
-            return self._replays(graph, lambda *given: (self._vocoder(module)(*given),), inputs)
         if graph == "hifigan":
             latents, voice, (first, last) = inputs[0], inputs[1], inputs[2].tolist()
             return (
@@ -100,13 +97,6 @@ class Fast:
 
             self._diffusion = ChannelsLast(module)
         return self._diffusion
-
-    def _vocoder(self, module: Any) -> Any:
-        if self._univnet is None:
-            from .cuda_univnet import UnivNet
-
-            self._univnet = UnivNet(module)
-        return self._univnet
 
     def draws_ahead(self, dims: Dims) -> int:
         """Codes that :meth:`draw` draws at a time; 0: :meth:`decoder` cannot do a network of such dimensions."""

@@ -1,6 +1,7 @@
 """UnivNet on a CUDA device: the kernels of each frame come from a matrix product, and one kernel of ours does what follows them.
 
-The same weights as the module's, some in another order in memory.
+The same weights as the module's, some in another order in memory. Engines use it once a GPU has shown that it is right and
+faster: ``benchmarks/gpu_suite.py`` times it beside the module.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import functools
 import itertools
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 
 from ..engine import Array
 from ..errors import EngineError, MissingDependency
-from .given_back import GivenBack, free_all, name_of, order
+from .given_back import Call, GivenBack, free_all, name_of, order
 
 CType = Callable[[int], Any]  #: c_int32 or c_uint64
 _WITHOUT_TIMES = 2  # CU_EVENT_DISABLE_TIMING
@@ -89,6 +88,9 @@ class Device:
             raise no_such_gpu(number, there)
         device = self._check("find the GPU", driver.cuDeviceGet(number))
         self._context = self._check("use the GPU", driver.cuDevicePrimaryCtxRetain(device))
+        ends: list[Call] = []  # of what is made here
+        end = functools.partial(driver.cuDevicePrimaryCtxRelease, device)
+        weakref.finalize(self, free_all, driver, self._context, self._given_back, ends, end).atexit = False
         self._lock = threading.RLock()
         self.name = self._name(device)
         attributes = driver.CUdevice_attribute
@@ -105,9 +107,11 @@ class Device:
         with self.turn():
             own = 1  # which does not wait for the default stream
             self._stream = self._check("make a stream", driver.cuStreamCreate(own))
+            ends.append(functools.partial(driver.cuStreamDestroy, self._stream))
             self._event = self._check("make an event", driver.cuEventCreate(_WITHOUT_TIMES))
+            ends.append(functools.partial(driver.cuEventDestroy, self._event))
             self._pool = self._make_pool()
-        weakref.finalize(self, free_all, driver, self._context, self._given_back, self._pool).atexit = False
+            ends.append(functools.partial(driver.cuMemPoolDestroy, self._pool))
         self.stream = int(self._stream)
 
     def _name(self, device: Any) -> str:
@@ -143,9 +147,12 @@ class Device:
         """
         self._given_back.free()
         nbytes = max(nbytes, 1)
+        lacking = self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY
         error, address = self._driver.cuMemAllocFromPoolAsync(nbytes, self._pool, self._stream)
-        if error == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            self.trim()
+        if error == lacking:
+            self.trim()  # what is kept in pieces that are too small
+            error, address = self._driver.cuMemAllocFromPoolAsync(nbytes, self._pool, self._stream)
+        if error == lacking:
             free, total = self._check("ask for free memory", self._driver.cuMemGetInfo())
             raise out_of_memory(nbytes, what, f"cuda:{self.number}", free, total)
         self._check(f"allocate {nbytes} bytes", (error,))
@@ -264,22 +271,6 @@ class Device:
         if error != self._driver.CUresult.CUDA_SUCCESS:
             raise EngineError(f"the GPU could not {what}: {name_of(error)}. See tortoise-rt doctor")
         return values[0] if len(values) == 1 else tuple(values)
-
-
-def gpu_names() -> list[str]:
-    """The names of this machine's NVIDIA GPUs; none without a driver. For those who have no cuda-bindings to ask."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return []
-    count, name = ctypes.c_int(0), ctypes.create_string_buffer(128)
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return []
-    names = []
-    for number in range(count.value):
-        driver.cuDeviceGetName(name, len(name), number)  # which is its handle too
-        names.append(name.value.decode(errors="replace"))
-    return names
 
 
 def no_such_gpu(number: int, there: Sequence[str]) -> EngineError:

@@ -36,12 +36,15 @@ class GivenBack:
                     log.warning("the GPU could not free what was given back: %s", name_of(error))
 
 
-def free_all(driver: Any, context: Any, given_back: GivenBack, pool: Any) -> None:
-    """Free what was given back to a device that nobody uses any more, and the pool that it was allocated from."""
+def free_all(driver: Any, context: Any, given_back: GivenBack, ends: Sequence[Call], end: Call) -> None:
+    """Free what was given back to a device that nobody uses any more, end what it was made of, the last first, and with
+    ``end`` its use of the context."""
     driver.cuCtxPushCurrent(context)
-    given_back.add(lambda: driver.cuMemPoolDestroy(pool))
+    given_back.add(*reversed(ends))
     given_back.free()
     driver.cuCtxPopCurrent()
+    given_back.add(end)
+    given_back.free()
 
 
 def order(driver: Any, event: Any, first: int, then: int) -> Sequence[Call]:

@@ -19,7 +19,8 @@ import numpy as np
 from ..engine import Array, Engine, EngineInfo, KVCache
 from ..errors import BundleError, BundleMismatch, EngineError, MissingDependency
 from ..spec import GRAPHS, TensorSpec, cache_names
-from .device import gpu_names, no_such_gpu
+from .device import no_such_gpu
+from .driver import gpu_names
 from .onnx_checks import PROVIDERS, cache_specs, check_provider, check_signature, first_line
 
 if TYPE_CHECKING:

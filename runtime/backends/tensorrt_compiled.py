@@ -52,8 +52,10 @@ class Compiled:
         """Some work, shapes and all, was queued. If it is new to the file, what was compiled is written down, at once while
         there is little. Later several share a write, since each writes all; what a program leaves unwritten at its end is
         less than half of what it compiled, so that the next starts come to an end of it."""
+        if self._cache is None or self._kept is None:
+            return
         name = str(work)
-        if self._cache is None or self._kept is None or name in self._written or name in self._new:
+        if name in self._written or name in self._new:
             return
         self._new.add(name)
         works = self._written | self._new

@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..backends import driver
 from ..backends.tensorrt_library import LIBRARIES, RTX_CAPABILITIES
 
 _NVIDIA_QUERY = ("--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader")
-_CAPABILITY = (75, 76)  #: cuda.h's CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 LEAST_CUDA = 12090  #: of the driver, for TensorRT for RTX; 12.9
 #: results of cuInit that say what to do
 _PROBLEMS = {
@@ -33,29 +32,14 @@ class Driver:
 
 def find_driver() -> Driver:
     """The driver, asked as programs ask it."""
-    try:
-        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
+    library = driver.find()
+    if library is None:
         return Driver(problem="there is no NVIDIA driver")
     if code := library.cuInit(0):
         return Driver(problem=_PROBLEMS.get(code, f"the NVIDIA driver does not start (error {code})"))
     version = ctypes.c_int()
     library.cuDriverGetVersion(ctypes.byref(version))
-    return Driver(version.value, capabilities=_capabilities(library))
-
-
-def _capabilities(driver: ctypes.CDLL) -> tuple[str, ...]:
-    """Compute capability of each GPU of a driver that was started."""
-    count, value = ctypes.c_int(), ctypes.c_int()
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    found = []
-    for gpu in range(count.value):
-        numbers = []
-        for attribute in _CAPABILITY:
-            driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, gpu)
-            numbers.append(str(value.value))
-        found.append(".".join(numbers))
-    return tuple(found)
+    return Driver(version.value, capabilities=tuple(capability for _, capability in driver.gpus(library)))
 
 
 def find_gpus() -> list[str]:

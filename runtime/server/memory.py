@@ -13,7 +13,7 @@ def keep_memory_together() -> None:
     """Let all threads take memory from one pool, where glibc has it (a user's MALLOC_ARENA_MAX goes before).
 
     Otherwise each of the many short threads of a server takes from one of 8 pools a core, and what is freed in one is of no
-    use in another: half an hour of load makes the process grow by a seventh, though nothing is kept.
+    use in another: half an hour of load makes the process grow by a sixth, though nothing is kept.
     """
     if not sys.platform.startswith("linux") or "MALLOC_ARENA_MAX" in os.environ:
         return

@@ -40,7 +40,6 @@ from ..engine import EngineInfo
 from ..server.app import make_app
 from ..server.limits import MOST_QUEUED, Limits
 from ..server.logs import set_up_log
-from ..server.memory import keep_memory_together
 from ..server.service import Service
 from ..text import Tokenizer
 from ..tts import choose_engine, choose_tokenizer
@@ -48,6 +47,8 @@ from .elsewhere import Described, Done, Failed, Gone, Message, Order, RemoteSche
 from .ray_options import EngineOptions, FrontOptions, parse
 
 log = logging.getLogger("tortoise_rt.server")
+#: of memory, for all threads of a process (see ``server.memory``); before Ray has begun its own
+ONE_POOL = {"runtime_env": {"env_vars": {"MALLOC_ARENA_MAX": "1"}}}
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 MOST_CONNECTIONS = 1000  #: of the front
 SICK = 3  #: failures of an engine on end after which its replica is replaced
@@ -63,7 +64,6 @@ class Speaker:
 
     def __init__(self, options: EngineOptions, threads: int) -> None:
         set_up_log(quiet=True)
-        keep_memory_together()
         os.environ.setdefault("TORTOISE_RT_THREADS", str(threads))
         engine = choose_engine(
             options.engine, options.checkpoints, options.backend, options.device, options.precision
@@ -144,7 +144,6 @@ class Front:
         again.set_function(lambda: scheduler.sent_again)
         service.ready = True  # replicas have said a word before they are given any
         set_up_log(quiet=False)
-        keep_memory_together()
         # Without keys it is for this machine alone, whatever Ray's proxy listens on.
         hosts = None if keys else LOOPBACK
         return make_app(service, keys, origins=self._options.origins, hosts=hosts, local=not keys)
@@ -170,7 +169,7 @@ def app(args: dict[str, Any]) -> serve.Application:
         Speaker,
         name="Speaker",
         max_ongoing_requests=at_once,  # more wait at the front, for whichever replica is free first
-        ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
+        ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus, **ONE_POOL},
         **how_many,
         **ends,
     )
@@ -178,7 +177,7 @@ def app(args: dict[str, Any]) -> serve.Application:
         serve.ingress()(Front),
         name="Front",
         max_ongoing_requests=MOST_CONNECTIONS,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, **ONE_POOL},
         **ends,
     )
     speakers = speaker.bind(options.engine, max(1, round(options.cpus)))
