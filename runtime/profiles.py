@@ -73,7 +73,7 @@ def _step_profiles(dims: Dims) -> tuple[Mapping[str, Range], ...]:
     return (
         {"rows": one, **decode},
         {"rows": (2, MOST_ROWS, MOST_ROWS), **decode},
-        {"rows": few, "voices": one, "text": _text(dims), "codes": _codes(dims), "span": span},
+        {"rows": few, "voices": one, "text": _text(dims), "codes": one, "span": span},
         {"rows": few, "voices": none, "text": none, "codes": _codes(dims), "span": span},
     )
 

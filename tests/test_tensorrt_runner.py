@@ -77,8 +77,11 @@ def test_buffers_that_grow_forget_recordings(standard_graphs: EngineInfo, plain:
         assert relative_error(found, plain.run("univnet", **inputs)[0]) <= 1e-6
 
 
-def test_scratch_that_grows_forgets_recordings(standard_graphs: EngineInfo) -> None:
+def test_scratch_that_grows_forgets_recordings(
+    standard_graphs: EngineInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is one for all plans, so what was recorded of another would compute in memory that is no more."""
+    monkeypatch.setattr("tortoise_rt.backends.tensorrt_plans.LEAST_BUFFER", 1 << 16)
     engine = make_engine(standard_graphs)
     cache, other, one = engine.new_cache(1, 20), engine.new_cache(1, 20), np.ones((1, 1), np.int64)
 
@@ -147,6 +150,39 @@ def test_long_clips_take_turns(
         inputs = random_inputs(GRAPHS["diffusion_condition"], engine.dims, sizes, np.random.default_rng(0))
         found = engine.run("diffusion_condition", **inputs)[0]
         assert relative_error(found, plain.run("diffusion_condition", **inputs)[0]) <= 1e-5
+
+
+def test_prompts_and_codes_of_many_lengths_have_few_shapes(
+    standard_graphs: EngineInfo, plain: Engine
+) -> None:
+    """Each shape is compiled or recorded, so they are padded, and nobody sees it; not where there is no room."""
+    engine, rng = make_engine(standard_graphs), np.random.default_rng(0)
+    dims, shapes = engine.dims, set()
+    call = engine._plans.call
+
+    def counted(graph: str, inputs: dict[str, Array], cache: Any) -> Any:
+        shapes.add(tuple(array.shape for array in inputs.values()))
+        return call(graph, inputs, cache)
+
+    engine._plans.call = counted  # type: ignore[method-assign]
+    most = dims["ar.text_positions"], dims["ar.mel_positions"]
+    for text, codes in ((3, 1), (9, 30), (14, 2), (11, 1), (20, 7), most):
+        given = {
+            "voice": rng.standard_normal((1, dims["ar.dim"])).astype(np.float32),
+            "text_ids": rng.integers(3, dims["ar.text_ids"], (1, text)),
+        }
+        ours, theirs = (runs.new_cache(1, cache_capacity(dims)) for runs in (engine, plain))
+        for count, inputs in ((1, given), (codes - 1, {}), (1, {})):
+            if not count or theirs.lengths[0] + count > 1 + sum(most):
+                continue
+            read = rng.integers(0, 200, (1, count)), rng.integers(0, most[1], (1, count))
+            found, wanted = (
+                runs.ar_step(cache, *read, **inputs) for runs, cache in ((engine, ours), (plain, theirs))
+            )
+            assert [a.shape for a in found] == [a.shape for a in wanted]
+            assert max(relative_error(a, b) for a, b in zip(found, wanted, strict=True)) <= 1e-5
+        if (text, codes) == (20, 7):
+            assert len(shapes) == 3  # a prompt, several codes, one
 
 
 def test_rows_are_moved_on_the_device(engine: TensorRTEngine, plain: Engine) -> None:
@@ -297,9 +333,11 @@ def test_a_released_graph_is_loaded_again(standard_graphs: EngineInfo) -> None:
     engine = make_engine(standard_graphs)
     device(engine).gpu.reuses = True
     noise = np.ones((1, engine.dims["rlg_auto.dim"]), np.float32)
+    room = device(engine).room
     before = [engine.run("rlg_auto", noise=noise)[0] for _ in range(3)]
     addresses = {n: memory.address for n, (memory, _) in engine._plans._plans["rlg_auto"].buffers.items()}
     engine.release("rlg_auto")
+    assert device(engine).room == room
     assert np.array_equal(engine.run("rlg_auto", noise=noise)[0], before[0])
     again = {n: memory.address for n, (memory, _) in engine._plans._plans["rlg_auto"].buffers.items()}
     assert addresses == again

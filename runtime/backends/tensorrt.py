@@ -24,10 +24,11 @@ from ..profiles import MOST_ROWS, SPAN_STEP
 from ..samplers import DenoisingStep
 from ..sampling import Drawing
 from ..spec import GRAPHS, GraphSpec, TensorSpec, cache_capacity, cache_names
-from . import exchange
+from . import exchange, reads
 from .cubins import load_kernels
 from .device import Block, Device, Kernel, Memory
 from .exchange import DeviceArray
+from .reads import Read
 from .tensorrt_ahead import Denoising, Draws, rows_to_draw
 from .tensorrt_library import LIBRARIES, check_gpu, check_version, load_library
 from .tensorrt_plans import Placed, Plans, bytes_of
@@ -191,20 +192,22 @@ class TensorRTEngine(Engine):
         return cache.state
 
     def _ar_step(self, cache: KVCache, inputs: dict[str, Array]) -> tuple[Array, Array]:
-        new = sum(inputs[name].shape[1] for name in ("voice", "text_ids", "codes"))
-        span = self._span(cache, new)
+        latents = []
+        for read in reads.cut(inputs, cache.lengths, self.dims):
+            found = self._read(cache, read)
+            latents.append(found["latents"][:, : read.codes])
+        return found["logits"], np.concatenate(latents, axis=1)
+
+    def _read(self, cache: KVCache, read: Read) -> dict[str, Array]:
+        span = self._span(read.lengths, read.new)
 
         def step(part: slice) -> dict[str, Array]:
-            given = {name: array[part] for name, array in inputs.items()}
-            given["cache_lengths"] = np.asarray(cache.lengths[part], np.int64)
-            given["reach"] = np.arange(span)
+            given = {name: array[part] for name, array in read.inputs.items()}
+            given |= {"cache_lengths": read.lengths[part], "reach": np.arange(span)}
             return self._plans.call("ar_step", given, self._bound(cache, part))
 
-        parts = self._by_turns(cache, inputs, step)
-        logits, latents = (
-            self._join(tensor, [part[tensor.name] for part in parts]) for tensor in GRAPHS["ar_step"].outputs
-        )
-        return logits, latents
+        parts = self._by_turns(cache, read.inputs, step)
+        return {t.name: self._join(t, [part[t.name] for part in parts]) for t in GRAPHS["ar_step"].outputs}
 
     def _ar_draw(
         self, cache: KVCache, inputs: dict[str, Array], drawings: Sequence[Drawing | None]
@@ -212,7 +215,7 @@ class TensorRTEngine(Engine):
         count = min(
             self.draws_ahead, max(len(drawing.uniforms) for drawing in drawings if drawing is not None)
         )
-        span = self._span(cache, count)
+        span = self._span(cache.lengths, count)
 
         def draw(part: slice) -> tuple[Array, Array]:
             given = (inputs["codes"][part], inputs["code_positions"][part], cache.lengths[part])
@@ -223,9 +226,9 @@ class TensorRTEngine(Engine):
         drawn, latents = zip(*self._by_turns(cache, inputs, draw), strict=True)
         return np.concatenate(drawn), np.concatenate(latents)
 
-    def _span(self, cache: KVCache, new: int) -> int:
-        """Positions that are attended to when the rows of a cache hold ``new`` more, at most."""
-        longest = int(cache.lengths.max()) + new
+    def _span(self, lengths: Array, new: int) -> int:
+        """Positions that are attended to when rows that hold ``lengths`` hold ``new`` more, at most."""
+        longest = int(lengths.max()) + new
         return min(-(-longest // SPAN_STEP) * SPAN_STEP, cache_capacity(self.dims))
 
     def _by_turns(self, cache: KVCache, inputs: Mapping[str, Array], work: Callable[[slice], T]) -> list[T]:

@@ -70,10 +70,11 @@ class Plans:
         weakref.finalize(self, _finish, device).atexit = False
 
     def release(self, graph: str) -> None:
-        """Give back what a graph holds, behind what is queued."""
+        """Give back what a graph holds, behind what is queued, and what all compute in."""
         self._device.synchronize()
         self._plans.pop(graph, None)
         self.replays.clear()  # some of it may be the graph's
+        self._scratch = None
 
     def shape(self, graph: str, name: str) -> tuple[int, ...]:
         """A tensor's shape as it was built; -1 for a size that is free."""
