@@ -8,10 +8,11 @@ With ``--lean``: what runs without PyTorch, which is here to make bundles and to
 (with Triton and cuda-bindings), TensorRT's plans (with tensorrt-rtx or tensorrt) and ONNX Runtime's CUDA provider (with
 onnxruntime-gpu), each as far as it is installed; ``--lean-speed`` times them as well. Else the PyTorch backend:
 
-Verifies first: every graph on the device in each precision against the module on the CPU, three times, so that replayed
+Verifies first, fp32 and fp16: every graph on the device against the module on the CPU, three times, so that replayed
 graphs are checked too, whole small runs, and what the device does by itself against the same with the host in between. Then
-times our kernels beside the library's form, every stage of the model on random weights of the chosen size, whole sentences and
-streams, beside the machine's own ceilings and the reference's classes, measured in the same run.
+times, beside the machine's own ceilings and the reference's classes, measured in the same run, every stage of the model on
+random weights of the chosen size, whole sentences and streams in fp16, and our kernels beside the library's form. Last come
+bf16, and the speed of fp32.
 
 Parts run in a process of their own: one that breaks or hangs does not take the others' results. What cannot run is a row that
 is a skip, with its reason, and what there was no time for one that says "not reached". Ends with 1 where something is wrong, 2
@@ -44,7 +45,7 @@ from judge.gpu_stages import Stages, ceilings, timed
 
 from tortoise_rt._version import __version__
 from tortoise_rt.backends.driver import gpu_names
-from tortoise_rt.backends.torch import TorchEngine
+from tortoise_rt.backends.torch import PRECISIONS, TorchEngine
 from tortoise_rt.export.random_checkpoint import write_checkpoints
 from tortoise_rt.machine import cpu_name
 
@@ -90,34 +91,49 @@ def checkpoints(size: str) -> tempfile.TemporaryDirectory[str]:
     return folder
 
 
+def room(device: torch.device) -> int:
+    """Bytes of a GPU that are free for tensors, what PyTorch has cached among them."""
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
+
+
 def speed(device: str, precision: str, size: str, repeats: int) -> Iterator[Row]:
     """Stages, then whole sentences and streams."""
     engine = TorchEngine(checkpoints(size).name, device, precision)
-    for row in itertools.chain(Stages(engine, repeats).all(), sentences(engine), streams(engine)):
+    free = functools.partial(room, engine.device) if engine.device.type == "cuda" else None
+    spoken = sentences(engine), streams(engine, room=free)
+    for row in itertools.chain(Stages(engine, repeats).all(), *spoken):
         yield {**row, "precision": precision, "size": size}
     gc.collect()
 
 
 def parts_of(arguments: argparse.Namespace) -> Parts:
-    """The suite: parity first."""
+    """The suite, what matters most first: the time may not reach to the end."""
     device, repeats, size = torch.device(arguments.device), arguments.repeats, arguments.size
     parts: Parts = {"environment": lambda: environment(device)}
     if arguments.lean:
         from judge.gpu_lean import lean
 
         return parts | lean(size, arguments.lean_speed)
-    precisions = arguments.precisions.split(",")
-    for precision in dict.fromkeys(("fp32", *precisions)):
-        parts[f"parity in {precision}"] = lambda p=precision: parity(arguments.device, p)
-    parts["kernels"] = lambda: gpu_kernels.kernels(device, size, repeats)
-    parts["ceilings"] = lambda: ceilings(device, repeats)
+    wanted = arguments.precisions.split(",")
+    if unknown := {*wanted} - {*PRECISIONS}:
+        sys.exit(f"there is no precision {min(unknown)!r}. Available: {', '.join(PRECISIONS)}")
+
+    def checks(*precisions: str) -> Parts:
+        here = (p for p in precisions if p in {"fp32", *wanted})
+        return {f"parity in {p}": functools.partial(parity, arguments.device, p) for p in here}
+
+    def speeds(*precisions: str) -> Parts:
+        here = (p for p in precisions if p in wanted)
+        return {f"speed in {p}": functools.partial(speed, arguments.device, p, size, repeats) for p in here}
+
+    parts |= checks("fp32", "fp16") | {"ceilings": lambda: ceilings(device, repeats)}
     if arguments.reference_source is not None:
         parts["reference"] = lambda: gpu_reference.stages(
             arguments.reference_source, device, lambda work: timed(work, device, repeats)
         )
-    for precision in precisions:
-        parts[f"speed in {precision}"] = lambda p=precision: speed(arguments.device, p, size, repeats)
-    return parts
+    parts |= speeds("fp16") | {"kernels": lambda: gpu_kernels.kernels(device, size, repeats)}
+    return parts | checks("bf16") | speeds("bf16", "fp32")
 
 
 def parsed() -> argparse.Namespace:

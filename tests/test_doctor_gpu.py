@@ -18,7 +18,7 @@ DRIVER = Driver(13000, capabilities=("9.0", "8.9"))
 
 
 def test_no_driver() -> None:
-    rows = dict(explain(Driver(problem="there is no NVIDIA driver"), NONE, CPU, "cpu"))
+    rows = dict(explain(Driver(problem="there is no NVIDIA driver"), NONE, CPU, "cpu", ""))
     assert rows["none"] == "there is no NVIDIA driver"
     assert "tortoise-rt export --target tensorrt-rtx" in rows["without one"]
     assert "pip install 'tortoise-rt[kernels]'" in rows["kernels"]
@@ -57,13 +57,17 @@ def test_no_driver() -> None:
 def test_what_is_missing(
     way: str, installed: dict[str, str], providers: str, devices: str, says: str
 ) -> None:
-    assert says in dict(explain(DRIVER, NONE | installed, providers, devices))[way]
+    assert says in dict(explain(DRIVER, NONE | installed, providers, devices, ""))[way]
 
 
 def test_an_old_driver() -> None:
     rows = dict(
         explain(
-            Driver(12040, "", ("8.9",)), NONE | {"tensorrt-rtx": "1.7", "cuda-bindings": "13.0"}, CPU, "cpu"
+            Driver(12040, "", ("8.9",)),
+            NONE | {"tensorrt-rtx": "1.7", "cuda-bindings": "13.0"},
+            CPU,
+            "cpu",
+            "",
         )
     )
     assert rows["driver"] == "runs CUDA up to 12.4"
@@ -74,7 +78,7 @@ def test_an_old_driver() -> None:
     "installed", [{}, {"tensorrt-rtx": "1.7", "tensorrt": "10.9", "cuda-bindings": "13.0"}]
 )
 def test_a_gpu_that_tensorrt_for_rtx_is_not_for(installed: dict[str, str]) -> None:
-    rows = dict(explain(Driver(13000, capabilities=("9.0", "7.5")), NONE | installed, CPU, "cpu"))
+    rows = dict(explain(Driver(13000, capabilities=("9.0", "7.5")), NONE | installed, CPU, "cpu", ""))
     assert rows["TensorRT for RTX"] == "not for compute capability 9.0, 7.5: use TensorRT"
     assert rows["TensorRT"].startswith("ready" if installed else "tensorrt and cuda-bindings not installed")
 

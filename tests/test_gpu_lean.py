@@ -17,6 +17,8 @@ from fake_driver import FakeDriver
 from fake_gpu import FakeDevice, fake_kernels
 from standard import write_standard
 
+from tortoise_rt.backends.device import Device
+from tortoise_rt.backends.fake import FakeEngine
 from tortoise_rt.backends.torch import TorchEngine
 from tortoise_rt.engine import Engine, EngineInfo
 from tortoise_rt.export.targets import TARGETS
@@ -59,6 +61,52 @@ def test_every_precision_has_its_part() -> None:
     assert "cuda in int8" not in parts and not [
         name for name in gpu_lean.lean("tiny", False) if "tiny" in name
     ]
+
+
+def test_speech_comes_before_what_matters_less() -> None:
+    names = [*gpu_lean.lean("tiny", True)]
+    order = [
+        "cubins",
+        "cuda in fp16",
+        "ceilings",
+        "tensorrt, tiny",
+        "codes by tensorrt in fp16, tiny",
+        "tensorrt in bf16",
+    ]
+    assert [name for name in names if name in order] == order
+    assert "ceilings" not in gpu_lean.lean("tiny", False)
+
+
+def test_copies_are_timed() -> None:
+    driver = FakeDriver()
+    (row,) = gpu_lean.ceilings(Device(driver=driver), 2 * gpu_lean.PITCH, repeats=3)
+    assert row["kind"] == "ceiling" and row["what"] == "copy" and row["repeats"] == 3
+    assert row["gb_per_s"] == pytest.approx(4 * gpu_lean.PITCH / row["median_s"] / 1e9)
+    assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_most_streams_are_run_where_there_is_time(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+
+    @contextlib.contextmanager
+    def engine(target: str, precision: str, size: str) -> Iterator[tuple[Engine, dict[str, str]]]:
+        yield FakeEngine(), {"target": target, "precision": precision}
+
+    def streams(made: Engine, together: list[int], room: object) -> Iterator[dict[str, object]]:
+        for count in together:
+            counts.append(count)
+            yield {"kind": "streams", "together": count}
+
+    monkeypatch.setattr(gpu_lean, "of_random_weights", engine)
+    monkeypatch.setattr(gpu_lean.gpu_speech, "sentences", lambda engine, samples: iter(()))
+    monkeypatch.setattr(gpu_lean.gpu_speech, "streams", streams)
+    monkeypatch.setattr(gpu_lean, "MOST", 0.0 if late else 1e6)
+    rows = list(gpu_lean.speech("tensorrt", "official"))
+    assert counts == ([1, 8, 64] if late else [1, 8, 64, 256])
+    assert rows[0] == {"kind": "streams", "together": 1, "target": "tensorrt", "precision": "fp16"}
+    if late:
+        assert rows[-1]["kind"] == "skip" and rows[-1]["what"] == "256 streams at once"
 
 
 def test_codes_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,30 @@ def test_without_a_gpu_there_is_one_skip(
     assert row["kind"] == "skip" and ("driver" if more else "CUDA") in row["reason"]
 
 
+@pytest.mark.parametrize(
+    ("precisions", "wanted"),
+    [
+        (
+            "fp32,fp16,bf16",
+            "environment, parity in fp32, parity in fp16, ceilings, reference, speed in fp16, kernels, "
+            "parity in bf16, speed in bf16, speed in fp32",
+        ),
+        ("fp16", "environment, parity in fp32, parity in fp16, ceilings, reference, speed in fp16, kernels"),
+        ("bf16", "environment, parity in fp32, ceilings, reference, kernels, parity in bf16, speed in bf16"),
+    ],
+)
+def test_what_matters_most_comes_first(precisions: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    import gpu_suite
+
+    arguments = ["gpu_suite.py", "--precisions", precisions, "--reference-source", "somewhere"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert ", ".join(gpu_suite.parts_of(gpu_suite.parsed())) == wanted
+    monkeypatch.setattr(sys, "argv", ["gpu_suite.py", "--precisions", "fp16,fp8"])
+    with pytest.raises(SystemExit, match="no precision 'fp8'. Available: fp32, fp16, bf16"):
+        gpu_suite.parts_of(gpu_suite.parsed())
+
+
 def suite(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """The suite on the CPU, as it is called."""
     pytest.importorskip("torch")

@@ -11,7 +11,7 @@ from on_device import DEVICE, TYPES, here, normal, there, torch
 from tortoise_rt.config import SAMPLERS, ARSettings, DiffusionSettings
 from tortoise_rt.diffusion import make_schedule, plan
 from tortoise_rt.export.parity import relative_error
-from tortoise_rt.kernels import ahead
+from tortoise_rt.kernels import ahead, try_out
 from tortoise_rt.kernels import decode_attention as decode
 from tortoise_rt.kernels import denoising_update as updates
 from tortoise_rt.kernels import draw_codes as drawing
@@ -20,6 +20,12 @@ from tortoise_rt.kernels import location_variable as variable
 from tortoise_rt.kernels import relative_attention as relative
 from tortoise_rt.kernels import rows_linear as linear
 from tortoise_rt.sampling import NOTHING, Drawing
+
+
+def test_triton_is_tried() -> None:
+    out = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    try_out.try_out(out)
+    assert out.item() == 1
 
 
 @pytest.mark.parametrize(("dtype", "bound"), TYPES)

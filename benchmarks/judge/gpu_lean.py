@@ -1,13 +1,17 @@
 """What runs on a GPU without PyTorch: kernels that bundles carry, TensorRT's plans, ONNX Runtime's CUDA provider.
 
-What cannot run here is a row that says why; what breaks is one that is not ok.
+What cannot run here is a row that says why; what breaks is one that is not ok. Rows are like those of the run with PyTorch,
+to be read beside them: tortoise-tts's own classes, and what the card multiplies, need PyTorch, and are in that run alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
+import itertools
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tortoise_rt.backends import open_engine
-from tortoise_rt.backends.device import Device
+from tortoise_rt.backends.device import Block, Device
 from tortoise_rt.backends.tensorrt_library import RTX_CAPABILITIES
 from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Engine
@@ -27,7 +31,7 @@ from tortoise_rt.sampling import Drawing
 
 from . import gpu_parity, gpu_speech
 from .gpu_cubins import cubins
-from .gpu_parts import Skip
+from .gpu_parts import MOST, Skip
 
 Row = dict[str, Any]
 PLANS = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -37,24 +41,57 @@ TARGETS = {
     "tensorrt": ("tensorrt", PLANS),
     "cuda": ("onnxruntime", ("fp32", "fp16")),
 }
+FEW = 64  #: streams at once; more only where there is time
+PITCH = 1 << 20  #: bytes of a row of what is copied
 TIMED = ("fp16", "int8", "fp8")  #: of a code: the eight bits beside the sixteen
 
 
 def lean(size: str, speed: bool) -> dict[str, Callable[[], Iterator[Row]]]:
-    """All parts, parity first. ``size``: of the random weights that are timed; ``speed``: whether any are."""
+    """All parts, what matters most first. ``size``: of the random weights that are timed; ``speed``: whether any are."""
     parts: dict[str, Callable[[], Iterator[Row]]] = {"cubins": cubins}
-    for precision in PLANS:
-        for target, (_, precisions) in TARGETS.items():
-            if precision in precisions:
-                parts[f"{target} in {precision}"] = lambda t=target, p=precision: parity(t, p)
-    for target, (_, precisions) in TARGETS.items() if speed else ():
-        for precision in (precision for precision in TIMED if precision in precisions):
-            parts[f"codes by {target} in {precision}, {size}"] = lambda t=target, p=precision: codes(
-                t, p, size
-            )
-    for target in TARGETS if speed else ():
-        parts[f"{target}, {size}"] = lambda t=target: speech(t, size)
+    for precision in PLANS[:2]:
+        parts |= checks(precision)
+    if speed:
+        parts["ceilings"] = ceilings
+        parts |= {f"{target}, {size}": functools.partial(speech, target, size) for target in TARGETS}
+    for precision in TIMED if speed else ():
+        for target in here(precision):
+            work = functools.partial(codes, target, precision, size)
+            parts[f"codes by {target} in {precision}, {size}"] = work
+    for precision in PLANS[2:]:
+        parts |= checks(precision)
     return parts
+
+
+def here(precision: str) -> list[str]:
+    """The targets that can be exported in it."""
+    return [target for target, (_, precisions) in TARGETS.items() if precision in precisions]
+
+
+def checks(precision: str) -> dict[str, Callable[[], Iterator[Row]]]:
+    """A part for each target."""
+    return {
+        f"{target} in {precision}": functools.partial(parity, target, precision) for target in here(precision)
+    }
+
+
+def ceilings(device: Device | None = None, nbytes: int = 1 << 30, repeats: int = 5) -> Iterator[Row]:
+    """What the card copies, by the driver alone; ``nbytes``: a multiple of PITCH."""
+    device, seconds = device or Device(), []
+    with device.turn():
+        memories = [device.allocate(nbytes, "a copy", zeros=True) for _ in range(2)]
+        target, source = (Block(memory.address, PITCH, nbytes // PITCH) for memory in memories)
+        for _ in range(3 + repeats):
+            device.synchronize()
+            start = time.perf_counter()
+            device.copy(target, source, PITCH, nbytes // PITCH, 1)
+            device.synchronize()
+            seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds[3:])
+    yield {
+        "kind": "ceiling", "what": "copy", "by": "cuMemcpy3DAsync", "gb_per_s": 2 * nbytes / median / 1e9, "median_s": median,
+        "min_s": min(seconds[3:]), "max_s": max(seconds[3:]), "repeats": repeats,
+    }  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -131,10 +168,26 @@ def codes(target: str, precision: str, size: str) -> Iterator[Row]:
 
 
 def speech(target: str, size: str) -> Iterator[Row]:
-    """Whole sentences and streams in fp16."""
+    """Whole sentences and streams in fp16; the most streams only where there is time and memory."""
+    start = time.perf_counter()
     with of_random_weights(target, "fp16", size) as (engine, about):
-        for row in (*gpu_speech.sentences(engine, 16), *gpu_speech.streams(engine, (1, 8))):
+        few = [count for count in gpu_speech.TOGETHER if count <= FEW]
+        for row in itertools.chain(gpu_speech.sentences(engine, 16), gpu_speech.streams(engine, few, room)):
             yield about | row
+        for count in (count for count in gpu_speech.TOGETHER if count > FEW):
+            if (passed := time.perf_counter() - start) > MOST / 2:
+                reason = f"{passed:.0f} of the {MOST:g} s of a part had passed"
+                yield {"kind": "skip", "what": f"{count} streams at once", "reason": reason}
+            else:
+                yield from (about | row for row in gpu_speech.streams(engine, (count,), room))
+
+
+def room() -> int:
+    """Bytes of the GPU that are free, without what engines keep for themselves."""
+    device = Device()
+    with device.turn():
+        free, _ = device.memory()
+    return free
 
 
 def code(engine: Engine, rows: int, context: int = 250, repeats: int = 20) -> Row:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from tortoise_rt.config import Settings, make_settings
 from tortoise_rt.engine import Engine
-from tortoise_rt.pipeline import Pipeline
+from tortoise_rt.pipeline import Pipeline, Result
 from tortoise_rt.scheduler import Scheduler
 from tortoise_rt.voice import VoiceLatents
 
 CODES = 215  #: 10 s
+FEWER = 24  #: codes that another length lacks
+TOGETHER = (1, 8, 64, 256)  #: streams
+SHARE = 0.9  #: of what is free, for a cache: the rest is for what is computed
 TEXT = [*range(20, 80)]  #: token ids
 Row = dict[str, Any]
 
@@ -28,36 +31,57 @@ def random_voice(engine: Engine) -> VoiceLatents:
 
 
 def sentences(engine: Engine, samples: int = 96, steps: int = 80) -> Iterator[Row]:
-    """The preset "fast", then the same with one sample by HiFi-GAN; the last of two runs each."""
+    """The preset "fast", then the same with one sample by HiFi-GAN; the last of two runs each.
+
+    Beside it the first run, and behind both the first of another length, whose shapes were not seen yet.
+    """
     whole = dict(num_autoregressive_samples=samples, diffusion_iterations=steps, batch_rows=samples)
     one = dict(num_autoregressive_samples=1, decoder="hifigan")
+    pipeline, voice = Pipeline(engine), random_voice(engine)
+
+    def run(codes: int, **arguments: Any) -> tuple[float, Result]:
+        settings = make_settings(preset="fast", max_mel_tokens=codes, **arguments)
+        start = time.perf_counter()
+        result = pipeline.synthesize(TEXT, voice, settings, seed=1)
+        return time.perf_counter() - start, result
+
     for name, arguments in (("fast", whole), ("one sample, hifigan", one)):
-        settings = make_settings(preset="fast", max_mel_tokens=CODES, **arguments)
-        pipeline, voice = Pipeline(engine), random_voice(engine)
-        for _ in range(2):
-            start = time.perf_counter()
-            result = pipeline.synthesize(TEXT, voice, settings, seed=1)
-            total = time.perf_counter() - start
+        first, _ = run(CODES, **arguments)
+        total, result = run(CODES, **arguments)
+        first_of_length, shorter = run(CODES - FEWER, **arguments)
         yield {
             "kind": "sentence",
             "settings": name,
-            "samples": settings.ar.samples,
+            "samples": arguments["num_autoregressive_samples"],
             "audio_s": round(result.audio_seconds, 3),
             "total_s": total,
             "real_time_factor": total / result.audio_seconds,
             "stages_s": result.seconds,
-            "ok": all(np.isfinite(wav).all() for wav in result.wavs),
+            "first_run_s": first,
+            "first_of_length_s": first_of_length,
+            "first_of_length_audio_s": round(shorter.audio_seconds, 3),
+            "ok": all(np.isfinite(wav).all() for made in (result, shorter) for wav in made.wavs),
         }
 
 
-def streams(engine: Engine, together: tuple[int, ...] = (1, 8, 64, 256)) -> Iterator[Row]:
-    """Streams at once through the scheduler; the last of some rounds: one to begin, one to record."""
+def streams(
+    engine: Engine, together: Sequence[int] = TOGETHER, room: Callable[[], int] | None = None
+) -> Iterator[Row]:
+    """Streams at once through the scheduler; the last of some rounds: one to begin, one to record. Beside it the first.
+
+    room: bytes that are free; what would take more is a row that is a skip.
+    """
     settings = make_settings(decoder="hifigan", num_autoregressive_samples=1, max_mel_tokens=CODES, top_k=50)
+    each = (1 + engine.dims["ar.text_positions"] + engine.dims["ar.mel_positions"]) * engine.position_bytes()
     for count in together:
+        if room is not None and count * each > SHARE * (free := room()):
+            reason = f"their cache takes {count * each / 2**30:.1f} GiB, of {free / 2**30:.1f} that are free"
+            yield {"kind": "skip", "what": f"{count} streams at once", "reason": reason}
+            continue
         with Scheduler(engine, rows=count, kv_budget=96 << 30, queue=max(64, count)) as scheduler:
-            for _ in range(3 if count < 256 else 2):
-                row = _round(scheduler, settings, count)
-        yield row
+            rounds = [_round(scheduler, settings, count) for _ in range(3 if count < 256 else 2)]
+        first = {"first_round_s": rounds[0]["total_s"], "first_round_sound_s": rounds[0]["first_sound_s"]}
+        yield rounds[-1] | first
 
 
 def _round(scheduler: Scheduler, settings: Settings, count: int) -> Row:

@@ -17,6 +17,7 @@ from ..samplers import DenoisingStep
 from ..spec import Dims
 from .cuda_graphs import Replays
 from .cuda_hifigan import in_few_shapes
+from .triton_needs import lacking
 
 #: graphs that are run again and again with the same shapes
 REPEATED = ("diffusion_condition", "diffusion_denoise", "univnet", "hifigan")
@@ -32,14 +33,14 @@ class Fast:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self._device, self._stream = device, torch.cuda.Stream(device)
         self._replays = Replays(self._stream)
-        self.kernels = importlib.util.find_spec("triton") is not None
+        with self.running():
+            problem = _problem_of_triton(device)
+        self.kernels = not problem
         self._decoder: Any = None
         self._reader: Any = None
         self._diffusion: Any = None
-        if not self.kernels:
-            log.warning(
-                "Triton is not installed: decoding and diffusion are slower (pip install 'tortoise-rt[kernels]')"
-            )
+        if problem:
+            log.warning("decoding and diffusion are slower: %s", problem)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -123,3 +124,20 @@ class Fast:
                 self.decoder(model, dims)  # it moves the weights: from where a recorded graph would read them
             self._reader = Reader(model, self._replays, dims)
         return self._reader
+
+
+def _problem_of_triton(device: torch.device) -> str:
+    """Why Triton launches no kernel on the device, and what to do; "" where it does: it may be there and lack a compiler."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install 'tortoise-rt[kernels]')"
+    out = torch.zeros(1, dtype=torch.int32, device=device)
+    try:
+        from ..kernels.try_out import try_out
+
+        try_out(out)
+    except Exception as error:  # whatever its compilers, its cache and the driver may say
+        said = str(error).strip().partition("\n")[0]
+        return (
+            f"Triton does not work ({type(error).__name__}: {said}): {lacking() or 'see tortoise-rt doctor'}"
+        )
+    return ""

@@ -19,6 +19,7 @@ from ..kernels.decode_attention import STATE, cache_state, decode_attention
 from ..kernels.draw_codes import draw_codes
 from ..kernels.rows_linear import WIDEST_NORM, rows_linear
 from ..sampling import NOTHING, Drawing
+from .cuda_graphs import Recorder
 
 MOST_GRAPHS = 32  #: kept, each for a number of rows, with drawing or without
 MOST_FUSED = (
@@ -36,7 +37,7 @@ class Decoder:
     def __init__(self, model: UnifiedVoice, stream: torch.cuda.Stream, start: int, stop: int) -> None:
         self._model, self._stream, self._ends = model, stream, (start, stop)
         self._steps: OrderedDict[tuple[int, bool], tuple[Any, torch.cuda.CUDAGraph]] = OrderedDict()
-        self._pool = torch.cuda.graph_pool_handle()
+        self._recorder = Recorder(stream)
         lay_out(model)
 
     @staticmethod
@@ -50,7 +51,7 @@ class Decoder:
         step.write(cache, codes, positions)
         graph.replay()
         (found,) = self._fetch(step.out[: cache.rows])
-        # Logits are dropped soon; a latent may be kept, and would keep all of it.
+        # Logits are dropped soon; a latent may be kept, and would keep all of it pinned.
         return found[:, : step.vocabulary], found[:, None, step.vocabulary :].copy()
 
     def draw(
@@ -63,10 +64,10 @@ class Decoder:
         for _ in range(count):
             graph.replay()
         drawn, latents = self._fetch(step.drawn[: cache.rows, :count], step.latents[: cache.rows, :count])
-        return drawn, latents
+        return drawn.copy(), latents.copy()
 
     def _fetch(self, *tensors: Tensor) -> list[Array]:
-        """What the host waits for."""
+        """What the host waits for, in pinned memory, which is not for keeping."""
         held = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
         for to, tensor in zip(held, tensors, strict=True):
             to.copy_(tensor.contiguous(), non_blocking=True)
@@ -81,12 +82,8 @@ class Decoder:
             step = (
                 DrawingStep(self._model, rows, like, *self._ends) if draws else Step(self._model, rows, like)
             )
-            graph = torch.cuda.CUDAGraph()
             step.run()  # compiles the kernels; no row is live yet
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                step.run()
+            graph, _ = self._recorder.record(step.run)
             self._steps[key] = step, graph
         self._steps.move_to_end(key)
         return self._steps[key]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
+_RECORDING = threading.Lock()  #: PyTorch allows one recording at a time in a process, whatever the device
 MOST_GRAPHS = 96  #: kept; the one that was not used for longest goes first
 MOST_SEEN = 1024  #: shapes remembered that were used once
 
@@ -20,16 +25,59 @@ class _Recorded:
     outputs: tuple[Tensor, ...]
 
 
-class Replays:
-    """The first call with some shapes runs as it is, the second is recorded, later ones are replayed.
+class Recorder:
+    """Records work on one stream. All graphs work in one pool of memory, as large as the largest of them needs.
 
-    All graphs work in one pool of memory, as large as the largest of them needs: outputs hold until the next call.
-    Not for several threads at a time.
+    Memory that is cached stays so: ``torch.cuda.graph`` would free it each time, and have it allocated anew.
     """
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._stream = stream
         self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+        """What ``work`` queues, to be replayed, and what it returns; nothing is run. Its errors are the caller's.
+
+        It may be called twice: while it is recorded PyTorch gives no cached memory back, so where there is not enough, that
+        is done before the second time.
+        """
+        with _RECORDING:
+            try:
+                return self._record(work)
+            except torch.cuda.OutOfMemoryError:
+                pass  # and what the error refers to is let go of
+            torch.cuda.empty_cache()
+            return self._record(work)
+
+    def _record(self, work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.stream(self._stream):
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    result = work()
+                except BaseException:
+                    with contextlib.suppress(
+                        RuntimeError
+                    ):  # of what the error broke, which is the one to tell
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
+        except BaseException:
+            # PyTorch may refuse the pool from now on: as still recorded to, or as that of no graph any more.
+            self._pool = torch.cuda.graph_pool_handle()
+            raise
+        return graph, result
+
+
+class Replays:
+    """The first call with some shapes runs as it is, the second is recorded, later ones are replayed.
+
+    Graphs share their memory: outputs hold until the next call. Not for several threads at a time.
+    """
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._recorder = Recorder(stream)
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
 
@@ -62,8 +110,6 @@ class Replays:
         return recorded.outputs
 
     def _record(self, function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> _Recorded:
-        graph = torch.cuda.CUDAGraph()
         held = tuple(torch.empty_like(tensor) if tensor.is_cuda else tensor for tensor in inputs)
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            outputs = function(*held)
+        graph, outputs = self._recorder.record(lambda: function(*held))
         return _Recorded(graph, held, outputs)

@@ -153,12 +153,16 @@ class Device:
             self.trim()  # what is kept in pieces that are too small
             error, address = self._driver.cuMemAllocFromPoolAsync(nbytes, self._pool, self._stream)
         if error == lacking:
-            free, total = self._check("ask for free memory", self._driver.cuMemGetInfo())
-            raise out_of_memory(nbytes, what, f"cuda:{self.number}", free, total)
+            raise out_of_memory(nbytes, what, f"cuda:{self.number}", *self.memory())
         self._check(f"allocate {nbytes} bytes", (error,))
         if zeros:
             self._check("clear memory", self._driver.cuMemsetD8Async(address, 0, nbytes, self._stream))
         return Memory(int(address), nbytes, set() if reader is None else {reader}, self._give_back)
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free, those that ``trim`` would free not among them, and all."""
+        free, total = self._check("ask for free memory", self._driver.cuMemGetInfo())
+        return free, total
 
     def trim(self) -> None:
         """Wait for all that is queued, and let other programs have what was freed."""

@@ -114,14 +114,17 @@ class TorchEngine(Engine):
         return tensor.to(self.device, non_blocking=True)
 
     def _to_host(self, tensors: tuple[torch.Tensor, ...]) -> tuple[Array, ...]:
-        """float32 arrays of their own."""
+        """float32 arrays of their own, in plain memory.
+
+        What the device writes to is pinned memory, which PyTorch keeps and gives out again: callers may keep results.
+        """
         if self.device.type != "cuda":
             return tuple(tensor.float().cpu().numpy() for tensor in tensors)
         pinned = [torch.empty(tensor.shape, pin_memory=True) for tensor in tensors]
         for held, tensor in zip(pinned, tensors, strict=True):
             held.copy_(tensor.float(), non_blocking=True)
         torch.cuda.current_stream().synchronize()
-        return tuple(held.numpy() for held in pinned)
+        return tuple(held.numpy().copy() for held in pinned)
 
     def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
         network = GRAPHS[graph].network

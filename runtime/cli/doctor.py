@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from .._version import __version__
+from ..backends.triton_needs import lacking
 from ..errors import MissingDependency
 from .doctor_gpu import explain, find_driver, find_gpus
 from .progress import table
@@ -53,7 +54,7 @@ def doctor() -> None:
     _section("Packages", [(package, found or "not installed") for package, found in installed.items()])
     providers, devices = _providers(), _torch_devices()
     _section("Runs on", [("onnx", providers), ("torch", devices)])
-    _section("GPU", explain(find_driver(), installed, providers, devices))
+    _section("GPU", explain(find_driver(), installed, providers, devices, lacking()))
     _section(
         "Folders",
         [

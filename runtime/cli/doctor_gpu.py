@@ -57,9 +57,12 @@ def find_gpus() -> list[str]:
 
 
 def explain(
-    driver: Driver, installed: Mapping[str, str], providers: str, torch_devices: str
+    driver: Driver, installed: Mapping[str, str], providers: str, torch_devices: str, triton_lacks: str
 ) -> list[tuple[str, str]]:
-    """What each way to use a GPU needs here. installed: package -> version, "" for none; the others: as doctor says."""
+    """What each way to use a GPU needs here.
+
+    installed: package -> version, "" for none; providers, torch_devices: as doctor says; triton_lacks: as ``triton_needs``.
+    """
     if not driver.cuda:
         return [
             ("none", driver.problem),
@@ -67,7 +70,7 @@ def explain(
                 "without one",
                 "engines can be built for other machines: tortoise-rt export --target tensorrt-rtx",
             ),
-            ("kernels", _kernels(installed)),
+            ("kernels", _kernels(installed, triton_lacks)),
         ]
     return [
         ("driver", f"runs CUDA up to {driver.cuda // 1000}.{driver.cuda % 1000 // 10}"),
@@ -75,7 +78,7 @@ def explain(
         ("ONNX Runtime", _onnxruntime(installed, providers)),
         ("TensorRT for RTX", _tensorrt("tensorrt_rtx", driver, installed)),
         ("TensorRT", _tensorrt("tensorrt", driver, installed)),
-        ("kernels", _kernels(installed)),
+        ("kernels", _kernels(installed, triton_lacks)),
     ]
 
 
@@ -109,10 +112,11 @@ def _tensorrt(name: str, driver: Driver, installed: Mapping[str, str]) -> str:
     return f"ready: tortoise-rt export --target {target}"
 
 
-def _kernels(installed: Mapping[str, str]) -> str:
+def _kernels(installed: Mapping[str, str], triton_lacks: str) -> str:
     if not installed["triton"]:
         return (
             "Triton is not installed: bundles that are exported here carry no kernels, and PyTorch is slower: "
             "pip install 'tortoise-rt[kernels]'"
         )
-    return "ready: exports for TensorRT carry them, and engines that run those need no Triton"
+    carried = "exports for TensorRT carry them, and engines that run those need no Triton"
+    return f"{carried}; PyTorch is slower, as {triton_lacks}" if triton_lacks else f"ready: {carried}"
