@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tortoise_rt.backends.onnx_standard import StandardEngine
-from tortoise_rt.engine import EngineInfo
+from tortoise_rt.engine import Array, EngineInfo, KVCache
 from tortoise_rt.export.checkpoints import Checkpoints
 from tortoise_rt.export.onnx import standard, write_graph
 from tortoise_rt.spec import GRAPHS
@@ -29,3 +31,45 @@ def write_standard(folder: Path, precision: str = "fp32") -> EngineInfo:
 def standard_engine(info: EngineInfo) -> StandardEngine:
     """Runs them on the CPU."""
     return StandardEngine(Path(info.source), info, {graph: f"{graph}.onnx" for graph in GRAPHS})
+
+
+def cache_tensors(engine: StandardEngine, cache: KVCache) -> Array:
+    """What a cache holds, on the CPU: (tensors, rows that there is room for, heads, positions, head size), to be seen alone."""
+    heads, size = engine._cache_heads()
+    held = cache.state.block.value.numpy().view(engine._type)
+    return held.reshape(*held.shape[:2], heads, -1, size)
+
+
+class Watched:
+    """A session that tells of each run, by the number it is recorded under ("-1": not), before it runs."""
+
+    def __init__(self, session: Any, told: Callable[[str], None]) -> None:
+        self._session, self._told = session, told
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        self._told(options.get_run_config_entry("gpu_graph_id"))
+        self._session.run_with_iobinding(binding, options)
+
+
+def watch(engine: StandardEngine, told: Callable[[str], None]) -> None:
+    """Every session of ar_step that the engine opens from now on tells of its runs."""
+    open_session = engine._open
+
+    def watched(model: str | bytes, graph: str) -> Any:
+        session = open_session(model, graph)
+        return Watched(session, told) if graph == "ar_step" else session
+
+    engine._open = watched  # type: ignore[method-assign]
+
+
+def refusing(engine: StandardEngine) -> None:
+    """Have the sessions that the engine opens from now on refuse to record."""
+
+    def told(number: str) -> None:
+        if number != "-1":
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    watch(engine, told)

@@ -352,8 +352,10 @@ def test_cuda_and_the_cpu_have_bundles_of_their_own(whole: Path, monkeypatch: py
     monkeypatch.setattr("tortoise_rt.backends.onnx.gpu_names", lambda: ["A GPU", "another"])
     engine = open_engine(whole, device="cuda:1")
     assert engine.info.device == "cuda:1" and type(engine).__name__ == "StandardEngine"
-    told = engine._provider_options(SimpleNamespace(add_session_config_entry=lambda *entry: None))  # type: ignore[attr-defined]
-    assert told == {"device_id": "1", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    options = SimpleNamespace(add_session_config_entry=lambda *entry: None)
+    told = {"device_id": "1", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    assert engine._provider_options(options, "univnet") == told  # type: ignore[attr-defined]
+    assert engine._provider_options(options, "ar_step") == told | {"enable_cuda_graph": "1"}  # type: ignore[attr-defined]
 
 
 def test_bundles_for_other_machines(whole: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +16,14 @@ pytest.importorskip("onnxruntime")
 
 from fake_driver import FakeDriver
 from fake_gpu import FakeDevice, fake_kernels
-from standard import write_standard
+from standard import refusing, standard_engine, write_standard
 
 from tortoise_rt.backends.device import Device
 from tortoise_rt.backends.fake import FakeEngine
-from tortoise_rt.backends.torch import TorchEngine
+from tortoise_rt.backends.onnx_standard import StandardEngine
+from tortoise_rt.bundle import read_bundle
 from tortoise_rt.engine import Engine, EngineInfo
+from tortoise_rt.export.bundle import export_bundle
 from tortoise_rt.export.targets import TARGETS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -109,17 +112,47 @@ def test_most_streams_are_run_where_there_is_time(late: bool, monkeypatch: pytes
         assert rows[-1]["kind"] == "skip" and rows[-1]["what"] == "256 streams at once"
 
 
+@contextlib.contextmanager
+def on_the_cpu(checkpoints: Path, target: str, precision: str) -> Iterator[tuple[Engine, float]]:
+    """As ``exported``, on ONNX Runtime's CPU provider."""
+    with tempfile.TemporaryDirectory() as folder:
+        export_bundle(
+            checkpoints,
+            Path(folder) / "bundle",
+            target=target,
+            precision=precision,
+            check=False,
+            record_source=False,
+        )
+        made = read_bundle(Path(folder) / "bundle")
+        yield StandardEngine(made.folder, made.engine_info("onnx", "cpu"), made.graphs), 1.0
+
+
 def test_codes_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the one network that they need."""
-
-    @contextlib.contextmanager
-    def modules(checkpoints: Path, target: str, precision: str) -> Iterator[tuple[Engine, float]]:
-        yield TorchEngine(checkpoints, "cpu"), 1.0
-
-    monkeypatch.setattr(gpu_lean, "exported", modules)
-    rows = list(gpu_lean.codes("tensorrt", "int8", "tiny"))
+    monkeypatch.setattr(gpu_lean, "exported", on_the_cpu)
+    *rows, last = gpu_lean.codes("cuda", "fp16", "tiny")
     assert [(row["kind"], row["rows"]) for row in rows] == [("code", rows) for rows in (1, 4, 16)]
-    assert all(row["read_s"] > 0 and row["precision"] == "int8" and row["export_s"] == 1.0 for row in rows)
+    assert all(row["read_s"] > 0 and row["precision"] == "fp16" and row["export_s"] == 1.0 for row in rows)
+    assert (last["kind"], last["recorded"], last["refused"], last["ok"]) == ("recordings", 3, 0, True)
+
+
+def test_a_recording_that_is_refused_is_a_row(
+    standard_graphs: EngineInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parity goes on without, and is as good; rows are moved."""
+    engine = standard_engine(standard_graphs)
+    monkeypatch.setattr(gpu_lean, "exported", lambda *given: contextlib.nullcontext((engine, 1.0)))
+    monkeypatch.setattr(gpu_parity, "graphs", lambda engine: [])
+    monkeypatch.setattr(gpu_parity, "whole_runs", lambda engine: [])
+    first, *rows = gpu_lean.parity("cuda", "fp32")
+    assert first["kind"] == "bundle" and [row["ok"] for row in rows] == [True] * 3
+    assert [row.get("how") for row in rows] == ["taken", "put", None] and rows[-1]["recorded"] == 2
+    refusing(engine)
+    engine.release("ar_step")
+    *moved, last = gpu_lean.parity("cuda", "fp32")
+    assert (last["kind"], last["recorded"], last["refused"], last["ok"]) == ("recordings", 0, 1, False)
+    assert all(row["ok"] for row in moved if row["kind"] == "moved rows")
 
 
 def test_eight_bits_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,11 +250,20 @@ def test_onnxruntime_uses_the_gpu_that_is_named(
     (arguments,) = asked
     assert arguments["providers"] == ["CUDAExecutionProvider"]
     assert arguments["provider_options"][0]["device_id"] == "1"
-    placed: list[Any] = []
-    make = SimpleNamespace(ortvalue_from_numpy=lambda *given: placed.append(given[1:]))
+    placed, value = [], SimpleNamespace(data_ptr=lambda: 0)
+    make = SimpleNamespace(
+        ortvalue_from_shape_and_type=lambda shape, dtype, *device: placed.append(device) or value
+    )
+    binding = SimpleNamespace(
+        bind_cpu_input=lambda *given: None,
+        bind_output=lambda name, kind, number, *given: placed.append((kind, number)),
+    )
+    opened = SimpleNamespace(io_binding=lambda: binding, run_with_iobinding=lambda given: None)
     monkeypatch.setattr(engine._runtime, "OrtValue", make)
-    engine._to_device(np.zeros(3))
-    assert placed == [("cuda", 1)]
+    monkeypatch.setattr(engine, "_open", lambda *given: opened)
+    monkeypatch.setattr(engine, "_cache_shape", lambda *given: (8, 1, 4, 64, 16))
+    engine.new_cache(1, 8)
+    assert placed == [("cuda", 1)] * 2  # allocated and cleared there
     with pytest.raises(EngineError, match=r"no cuda:2 here. Available: cuda:0 \(A\), cuda:1 \(B\)"):
         StandardEngine(Path(standard_graphs.source), standard_graphs, files, "cuda:2")
 

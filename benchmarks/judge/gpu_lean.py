@@ -136,16 +136,15 @@ def parity(target: str, precision: str) -> Iterator[Row]:
             yield from gpu_parity.whole_runs(engine)
         if engine.draws_ahead or engine.denoises_ahead:
             yield from gpu_parity.loops(engine)
-        if target != "cuda":
-            replays: Any = engine._plans.replays  # type: ignore[attr-defined]
-            made = {"recorded": replays.recorded, "refused": replays.refused}
-            yield {
-                "kind": "recordings",
-                "target": target,
-                "precision": precision,
-                **made,
-                "ok": not replays.refused,
-            }
+        yield from gpu_parity.moved_rows(engine)
+        yield recordings(engine) | {"target": target, "precision": precision}
+
+
+def recordings(engine: Any) -> Row:
+    """What of the work that repeats could be recorded."""
+    made = engine if engine.info.backend == "onnx" else engine._plans.replays
+    ok = made.recorded > 0 and not made.refused
+    return {"kind": "recordings", "recorded": made.recorded, "refused": made.refused, "ok": ok}
 
 
 @contextlib.contextmanager
@@ -165,6 +164,7 @@ def codes(target: str, precision: str, size: str) -> Iterator[Row]:
     with of_random_weights(target, precision, size, ["autoregressive"]) as (engine, about):
         for rows in (1, 4, 16):
             yield about | code(engine, rows)
+        yield about | recordings(engine)
 
 
 def speech(target: str, size: str) -> Iterator[Row]:

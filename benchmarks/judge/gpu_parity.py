@@ -12,7 +12,7 @@ from tortoise_rt.backends.torch import TorchEngine
 from tortoise_rt.config import make_settings
 from tortoise_rt.engine import Engine
 from tortoise_rt.export.checkpoints import Checkpoints
-from tortoise_rt.export.parity import check_graphs
+from tortoise_rt.export.parity import BOUNDS, check_graphs, relative_error
 from tortoise_rt.pipeline import Pipeline
 from tortoise_rt.proxy_engine import ProxyEngine
 
@@ -58,6 +58,28 @@ def whole_runs(engine: Engine) -> Iterator[Row]:
         yield {
             "kind": "whole run", "backend": engine.info.backend, "decoder": decoder, "same_codes": same,
             "wav_error": error, "ok": same and error is not None and error < 5e-3,
+        }  # fmt: skip
+
+
+def moved_rows(engine: Engine) -> Iterator[Row]:
+    """Two rows of a cache that change places, and copies of them: each reads a code as before, whatever lies beside it."""
+    rng, dims = np.random.default_rng(0), engine.dims
+    cache = engine.new_cache(2, 40)
+    voice = rng.standard_normal((2, dims["ar.dim"])).astype(np.float32)
+    text = rng.integers(0, dims["ar.text_ids"], (2, 9))
+    engine.ar_step(cache, np.zeros((2, 1), np.int64), np.zeros((2, 1), np.int64), voice, text)
+    one = np.ones((2, 1), np.int64)
+    taken = engine.take_rows(cache, [1, 0])
+    before = engine.ar_step(cache, one, one)
+    cache.lengths -= 1
+    engine.put_rows(cache, [0, 1], cache, [1, 0])
+    bound = BOUNDS[engine.info.precision["ar_step"]]
+    for how, made in (("taken", taken), ("put", cache)):
+        found = engine.ar_step(made, one, one)
+        error = max(relative_error(there, here[::-1]) for there, here in zip(found, before, strict=True))
+        yield {
+            "kind": "moved rows", "backend": engine.info.backend, "precision": engine.info.precision["ar_step"],
+            "how": how, "error": error, "bound": bound, "ok": error <= bound,
         }  # fmt: skip
 
 

@@ -165,20 +165,10 @@ class OnnxEngine(Engine):
             self._sessions.pop(graph, None)
 
     def _create_session(self, graph: str) -> Any:
-        options = self._runtime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.enable_mem_pattern = (
-            False  # shapes vary, and a block is kept for each: see session_options.jsonl
-        )
-        provider_options = self._provider_options(options)
         path = self._folder / self._files[graph]
         self._check_files()
         try:
-            session = self._runtime.InferenceSession(
-                str(path), options, providers=[self._provider], provider_options=[provider_options]
-            )
+            session = self._open(str(path), graph)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             if self._kind != "cpu":
                 raise EngineError(
@@ -194,7 +184,21 @@ class OnnxEngine(Engine):
         check_signature(path, graph, session, self.dims, past)
         return session
 
-    def _provider_options(self, options: Any) -> dict[str, str]:
+    def _open(self, model: str | bytes, graph: str) -> Any:
+        """A session of a model, a file's path or what is in it."""
+        options = self._runtime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.enable_mem_pattern = (
+            False  # shapes vary, and a block is kept for each: see session_options.jsonl
+        )
+        provider_options = self._provider_options(options, graph)
+        return self._runtime.InferenceSession(
+            model, options, providers=[self._provider], provider_options=[provider_options]
+        )
+
+    def _provider_options(self, options: Any, graph: str) -> dict[str, str]:
         """What the provider is told; ``options``, the session's, may be changed."""
         return {}
 
@@ -204,7 +208,7 @@ class OnnxEngine(Engine):
         try:
             return tuple(session.run(names, inputs))
         except Exception as error:
-            raise _failure(graph, inputs, error) from None
+            raise failure(graph, inputs, error) from None
 
     # --- key/value cache ---
 
@@ -281,7 +285,11 @@ class OnnxEngine(Engine):
         return self._step(given, dict(zip(cache_names(self.dims), state, strict=True)), bind)
 
     def _step(
-        self, inputs: dict[str, Array], cache: Mapping[str, Any], bind: Callable[[Any, str, Any], None]
+        self,
+        inputs: dict[str, Array],
+        cache: Mapping[str, Any],
+        bind: Callable[[Any, str, Any], None],
+        options: Any = None,
     ) -> tuple[Array, Array]:
         """Run ar_step on ``inputs`` and a ``cache``, each tensor of which ``bind`` makes past and present."""
         rows, codes = inputs["codes"].shape
@@ -296,12 +304,13 @@ class OnnxEngine(Engine):
                 binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
             for name, tensor in cache.items():
                 bind(binding, name, tensor)
-            session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding, options)
         except Exception as error:
-            raise _failure("ar_step", inputs, error) from None
+            raise failure("ar_step", inputs, error) from None
         return logits, latents
 
 
-def _failure(graph: str, inputs: Mapping[str, Array], error: Exception) -> EngineError:
+def failure(graph: str, inputs: Mapping[str, Array], error: Exception) -> EngineError:
+    """The error for a run that failed."""
     shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
     return EngineError(f'graph "{graph}" failed on {shapes}: {first_line(error)}')
