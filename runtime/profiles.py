@@ -25,10 +25,17 @@ from .vocoder import HIFIGAN_HALO, UNIVNET_HALO, WINDOW
 
 Range = tuple[int, int, int]  #: least, usual, most
 SPAN_STEP = 64  #: the positions of a cache that are attended to are rounded up to a multiple of this
-MOST_ROWS = 16  #: samples drawn, or ranked, in one call
+MOST_ROWS = 16  #: samples ranked in one call
+DECODED, MOST_DECODED = 16, 64  #: samples that read a code each in one call, usually and at most
 GUIDED_ROWS = 2  #: of a diffusion step, for clips of the usual length; those of longer ones take turns
 MOST_FEW_ROWS = 4  #: rows of everything else
 USUAL_TEXT, USUAL_CODES = 60, 230  #: a sentence, ten seconds of it
+
+
+def few_rows(rows: int, room: int) -> int:
+    """How many rows read a code together where ``rows`` are wanted and there are ``room``: few numbers, as each is recorded."""
+    step = 1 << (rows - 1).bit_length() if rows <= 4 else 4 if rows <= DECODED else DECODED
+    return min(-(-rows // step) * step, room)
 
 
 def profiles(graph: str, dims: Dims) -> tuple[Mapping[str, Range], ...]:
@@ -65,14 +72,15 @@ def wanted_values(graph: str, dims: Dims) -> tuple[tuple[int, int], ...]:
 
 
 def _step_profiles(dims: Dims) -> tuple[Mapping[str, Range], ...]:
-    """Of ar_step: a code of one row, of many; a prompt; codes behind one."""
+    """Of ar_step: a code of one row, of several, of many; a prompt; codes behind one."""
     none, one, few = (0, 0, 0), (1, 1, 1), (1, 1, MOST_FEW_ROWS)
     capacity = cache_capacity(dims)
     span = (SPAN_STEP, min(512, capacity), capacity)
     decode = {"voices": none, "text": none, "codes": one, "span": span}
     return (
         {"rows": one, **decode},
-        {"rows": (2, MOST_ROWS, MOST_ROWS), **decode},
+        {"rows": (2, DECODED, DECODED), **decode},
+        {"rows": (DECODED + 1, MOST_DECODED, MOST_DECODED), **decode},
         {"rows": few, "voices": one, "text": _text(dims), "codes": one, "span": span},
         {"rows": few, "voices": none, "text": none, "codes": _codes(dims), "span": span},
     )

@@ -29,10 +29,11 @@ from tortoise_rt.backends.onnx import OnnxEngine
 from tortoise_rt.backends.onnx_calls import Calls
 from tortoise_rt.backends.onnx_memory import MOST_FREE, clearing_model, copying_model
 from tortoise_rt.backends.onnx_standard import StandardEngine
-from tortoise_rt.backends.onnx_steps import MOST_RECORDED, REPEATED_SPAN, few_rows
+from tortoise_rt.backends.onnx_steps import MOST_RECORDED, REPEATED_SPAN
 from tortoise_rt.engine import Array, Engine, EngineInfo, KVCache
 from tortoise_rt.errors import EngineError
 from tortoise_rt.export.parity import relative_error
+from tortoise_rt.profiles import few_rows
 from tortoise_rt.spec import cache_capacity
 
 
@@ -174,7 +175,6 @@ def test_a_session_that_records_nothing_stays(
 
 def test_a_large_pool_has_few_steps(engine: StandardEngine) -> None:
     rows = {few_rows(count, 64) for count in range(1, 65)}
-    assert rows == {1, 2, 4, 8, 12, 16, 32, 48, 64} and few_rows(17, 17) == 17
     assert len(rows) * -(-1024 // REPEATED_SPAN) <= MOST_RECORDED
 
 

@@ -16,12 +16,11 @@ from fake_gpu import make_engine
 from scheduling import scheduler
 
 from tortoise_rt.backends.tensorrt import TensorRTEngine
-from tortoise_rt.backends.tensorrt_ahead import rows_to_draw
 from tortoise_rt.config import ARSettings, make_settings
 from tortoise_rt.engine import Array, Engine, EngineInfo, KVCache
 from tortoise_rt.export.parity import relative_error
 from tortoise_rt.pipeline import Pipeline
-from tortoise_rt.profiles import MOST_ROWS, profiles
+from tortoise_rt.profiles import MOST_DECODED, few_rows, profiles
 from tortoise_rt.sampling import NOTHING, Drawing
 
 IDS = [5, 60, 7, 80, 9]
@@ -101,8 +100,9 @@ def test_the_host_is_asked_once_per_block(standard_graphs: EngineInfo) -> None:
 
 def test_any_number_of_rows_takes_few_recordings(standard_graphs: EngineInfo) -> None:
     """The first rows of a pool, with some behind them that are left alone, and not more than there are."""
-    assert [rows_to_draw(rows, 16) for rows in range(1, 17)] == [1, 2, 4, 4, *[8] * 4, *[12] * 4, *[16] * 4]
-    assert [rows_to_draw(rows, 7) for rows in (3, 5, 7)] == [4, 7, 7]
+    assert [few_rows(rows, 16) for rows in range(1, 17)] == [1, 2, 4, 4, *[8] * 4, *[12] * 4, *[16] * 4]
+    assert [few_rows(rows, 64) for rows in (17, 32, 33, 64)] == [32, 32, 48, 64]
+    assert [few_rows(rows, 7) for rows in (3, 5, 7)] == [4, 7, 7]
     engine = make_engine(standard_graphs, ahead=True)
     vocabulary, uniforms = engine.dims["ar.mel_codes"], np.random.default_rng(3).random((7, 3))
     pool, shapes, found = prompted(engine, 7), [], []
@@ -163,7 +163,7 @@ def prompted(engine: Engine, rows: int) -> KVCache:
 
 def test_rows_that_are_left_alone(engine: TensorRTEngine, plain: Engine) -> None:
     """Rows without a drawing, rows that end sooner and more rows than a call takes; all go on as on the host."""
-    rows, rng = MOST_ROWS + 3, np.random.default_rng(5)
+    rows, rng = MOST_DECODED + 3, np.random.default_rng(5)
     ours, theirs = prompted(engine, rows), prompted(plain, rows)
     vocabulary = engine.dims["ar.mel_codes"]
     codes, seen = rng.integers(0, 200, (rows, 1)), np.zeros((rows, vocabulary), bool)

@@ -16,13 +16,13 @@ import numpy as np
 
 from ..engine import Array, EngineInfo, KVCache
 from ..errors import EngineError
-from ..profiles import MOST_ROWS, SPAN_STEP
+from ..profiles import DECODED, SPAN_STEP, few_rows
 from ..spec import TensorSpec, cache_capacity, cache_names
 from .onnx import OnnxEngine, failure
 from .onnx_calls import CALLS
 from .onnx_checks import cache_specs, first_line
 from .onnx_memory import Block, CacheMemory, Lent
-from .onnx_steps import REPEATED_SPAN, Step, Steps, few_rows, run_options
+from .onnx_steps import REPEATED_SPAN, Step, Steps, run_options
 
 T = TypeVar("T")
 CACHE_TYPES = {
@@ -152,10 +152,10 @@ class StandardEngine(OnnxEngine):
         return self._by_thread(self._lend, rows)
 
     def _lend(self, rows: int) -> Lent:
-        """Memory for a cache, of few numbers of rows up to MOST_ROWS, so that it is used again."""
+        """Memory for a cache, of few numbers of rows up to DECODED, so that it is used again."""
         memory = self._memory()
         with CALLS.beside_others():
-            return memory.lend(rows if rows > MOST_ROWS else few_rows(rows, MOST_ROWS))
+            return memory.lend(rows if rows > DECODED else few_rows(rows, DECODED))
 
     def _memory(self) -> CacheMemory:
         if self._cache_memory is None:

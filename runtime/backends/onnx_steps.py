@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..engine import Array
-from ..profiles import MOST_ROWS, SPAN_STEP
+from ..profiles import SPAN_STEP
 from .onnx_calls import CALLS
-from .tensorrt_ahead import rows_to_draw
 
 MOST_RECORDED = 64  #: of a session, which has no way to forget one of them
 REPEATED_SPAN = (
@@ -19,11 +18,6 @@ REPEATED_SPAN = (
 )  #: a step of one code attends to a multiple of this: few numbers, as each is recorded
 _NOT_RECORDED = "-1"
 _RECORDED_AT = 3  # the run that records; the first is all three where a library goes on by itself
-
-
-def few_rows(rows: int, room: int) -> int:
-    """How many rows step together where ``rows`` are wanted and there are ``room``: few numbers, as each is recorded."""
-    return rows_to_draw(rows, room) if rows <= MOST_ROWS else min(-(-rows // MOST_ROWS) * MOST_ROWS, room)
 
 
 def run_options(runtime: Any, number: int | None = None) -> Any:

@@ -20,7 +20,7 @@ from ..bundle import cache_folder
 from ..engine import Array, Engine, EngineInfo, KVCache
 from ..errors import BundleMismatch, EngineError
 from ..kernels.ahead import DENOISES_AHEAD, DRAWS_AHEAD
-from ..profiles import MOST_ROWS, SPAN_STEP
+from ..profiles import MOST_DECODED, SPAN_STEP, few_rows
 from ..samplers import DenoisingStep
 from ..sampling import Drawing
 from ..spec import GRAPHS, GraphSpec, TensorSpec, cache_capacity, cache_names
@@ -29,7 +29,7 @@ from .cubins import load_kernels
 from .device import Block, Device, Kernel, Memory
 from .exchange import DeviceArray
 from .reads import Read
-from .tensorrt_ahead import Denoising, Draws, rows_to_draw
+from .tensorrt_ahead import Denoising, Draws
 from .tensorrt_library import LIBRARIES, check_gpu, check_version, load_library
 from .tensorrt_plans import Placed, Plans, bytes_of
 
@@ -202,9 +202,16 @@ class TensorRTEngine(Engine):
         span = self._span(read.lengths, read.new)
 
         def step(part: slice) -> dict[str, Array]:
-            given = {name: array[part] for name, array in read.inputs.items()}
-            given |= {"cache_lengths": read.lengths[part], "reach": np.arange(span)}
-            return self._plans.call("ar_step", given, self._bound(cache, part))
+            together = self._few(cache, part) if read.new == 1 else part
+            rows, more = part.stop - part.start, together.stop - part.stop
+            given = {
+                n: np.concatenate([a[part], np.zeros_like(a[:1], shape=(more, *a.shape[1:]))])
+                for n, a in read.inputs.items()
+            }
+            lengths = np.concatenate([read.lengths[part], np.full(more, -1)])  # rows that are left alone
+            given |= {"cache_lengths": lengths, "reach": np.arange(span)}
+            found = self._plans.call("ar_step", given, self._bound(cache, together))
+            return {name: array[:rows] for name, array in found.items()}
 
         parts = self._by_turns(cache, read.inputs, step)
         return {t.name: self._join(t, [part[t.name] for part in parts]) for t in GRAPHS["ar_step"].outputs}
@@ -219,12 +226,17 @@ class TensorRTEngine(Engine):
 
         def draw(part: slice) -> tuple[Array, Array]:
             given = (inputs["codes"][part], inputs["code_positions"][part], cache.lengths[part])
-            rows = rows_to_draw(part.stop - part.start, min(cache.state.rows - part.start, MOST_ROWS))
-            bound = self._bound(cache, slice(part.start, part.start + rows))
+            bound = self._bound(cache, self._few(cache, part))
             return self._draws.draw(*given, drawings[part], bound, count, span)
 
         drawn, latents = zip(*self._by_turns(cache, inputs, draw), strict=True)
         return np.concatenate(drawn), np.concatenate(latents)
+
+    @staticmethod
+    def _few(cache: KVCache, part: slice) -> slice:
+        """Some rows of a cache and, to few numbers of them, others behind them in its memory."""
+        room = min(cache.state.rows - part.start, MOST_DECODED)
+        return slice(part.start, part.start + few_rows(part.stop - part.start, room))
 
     def _span(self, lengths: Array, new: int) -> int:
         """Positions that are attended to when rows that hold ``lengths`` hold ``new`` more, at most."""

@@ -31,7 +31,6 @@ from ..spec import MELS, Dims, cache_capacity
 from .device import Block, Device, Kernel
 from .tensorrt_plans import ALIGNED, Placed, Plans, bytes_of
 
-ROWS_APART = 4  #: rows that draw are made a multiple of this, or a power of two below it
 MOST_HELD = 4  #: clips, by their length, whose memory is kept for the next
 
 
@@ -80,13 +79,6 @@ class Staged:
 
     def _bytes(self, first: str, last: str) -> Array:
         return self._pinned[self._starts[first] : self._starts[last] + self.host(last).nbytes]
-
-
-def rows_to_draw(rows: int, room: int) -> int:
-    """How many rows are drawn together where ``rows`` are wanted and there are ``room``: few numbers, as each is recorded."""
-    return min(
-        1 << (rows - 1).bit_length() if rows <= ROWS_APART else -(-rows // ROWS_APART) * ROWS_APART, room
-    )
 
 
 class Draws:
