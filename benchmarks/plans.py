@@ -38,6 +38,7 @@ def build(checkpoints: Path, precision: str, capability: str) -> dict[str, Any]:
     files = manifest["files"]
     return {
         "kind": "plans",
+        "checkpoints": checkpoints.name,
         "precision": precision,
         "compute_capability": capability,
         "libraries": manifest["target"]["libraries"],

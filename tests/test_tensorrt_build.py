@@ -33,10 +33,14 @@ from tortoise_rt.backends.tensorrt_library import RTX_CAPABILITIES, Messages
 from tortoise_rt.engine import EngineInfo
 from tortoise_rt.errors import EngineError
 from tortoise_rt.export.bundle import export_bundle
+from tortoise_rt.export.models.autoregressive import UnifiedVoice
 from tortoise_rt.export.onnx import standard, write_graph
 from tortoise_rt.export.tensorrt import Build, build_plan, capability_names, network_flags
 from tortoise_rt.spec import GRAPHS
 
+BYTES = {"fp32": 4, "int8": 1, "fp8": 1}  #: of a weight; of others 2
+#: part of those that a plan may have again; in fp32 the library turns the projection of queries, keys and values
+MOST_TWICE = {"fp32": 0.26}
 MOST_MIB = 8 << 10  #: that building may take
 GRAPHS_APART = f"""
 import json, sys
@@ -96,6 +100,41 @@ def test_weights_stay_in_eight_bits(tmp_path: Path, precision: str) -> None:
     assert half > 2 * 2 * 1024**2
     for capability in ("8.9", "12.0"):
         assert build_products(tmp_path, precision, capability) < 0.6 * half
+
+
+@pytest.mark.parametrize("precision", standard.PRECISIONS)
+def test_profiles_share_weights(tmp_path: Path, precision: str) -> None:
+    """What a plan for one row, for many and for prompts has beyond its graph, programs, does not grow with the weights."""
+    beyond, products = [], []
+    for dim in (512, 1024):
+        weights, dims = small_decoder(dim)
+        model = write_graph("ar_step", weights, dims, {}, tmp_path, precision, "standard")[0]
+        plan = tmp_path / "a.plan"
+        build_plan("ar_step", model, plan, dims, Build(rtx, ["8.9"]), silent)
+        stored = model.stat().st_size + model.with_suffix(".data").stat().st_size
+        beyond.append(plan.stat().st_size - stored)
+        matrices = (w for key, w in weights.items() if key.startswith("gpt.h.") and w.ndim == 2)
+        products.append(sum(w.size for w in matrices) * BYTES.get(precision, 2))
+    twice = (beyond[1] - beyond[0]) / (products[1] - products[0])
+    assert abs(twice) < MOST_TWICE.get(precision, 0.02)
+
+
+def small_decoder(dim: int) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """An autoregressive network of one layer and few codes, of random weights; -> it, and its dims."""
+    network = UnifiedVoice(
+        dim=dim,
+        layers=1,
+        heads=dim // 64,
+        inner=4 * dim,
+        voice_blocks=1,
+        text_ids=16,
+        text_positions=16,
+        mel_codes=66,
+        mel_positions=64,
+    )
+    rng = np.random.default_rng(0)  # what is equal a plan has once
+    weights = {k: rng.standard_normal(w.shape).astype(np.float32) for k, w in network.state_dict().items()}
+    return weights, network.dims({})
 
 
 #: what the runner's sources call the library's things by

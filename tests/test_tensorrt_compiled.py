@@ -19,11 +19,12 @@ from fake_gpu import FakeContext, FakeDevice, FakeLibrary, FakePlan
 from tortoise_rt.backends.tensorrt import TensorRTEngine
 from tortoise_rt.backends.tensorrt_compiled import Compiled, _write
 from tortoise_rt.engine import EngineInfo
+from tortoise_rt.export.parity import TRIALS, random_inputs
 from tortoise_rt.spec import GRAPHS
 
 
 class RtxLibrary(FakeLibrary):
-    """As TensorRT for RTX: of what it compiled, a line for each graph and its shapes is in a cache."""
+    """As TensorRT for RTX: of what it compiled, a line for each graph, its shapes and what is wanted is in a cache."""
 
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY=0, EAGER=1)
 
@@ -70,7 +71,8 @@ class RtxContext(FakeContext):
     cache: RtxCache | None
 
     def execute_async_v3(self, stream: int) -> bool:
-        line = f"{self.plan.graph} {self.shapes}\n".encode()
+        wanted = [array.tolist() for array in self._wanted().values()]
+        line = f"{self.plan.graph} {self.shapes} {wanted}\n".encode()
         if self.cache is not None and line not in self.cache.held:
             self.cache.held += line
         return super().execute_async_v3(stream)
@@ -134,6 +136,18 @@ def test_the_next_start_compiles_nothing(standard_graphs: EngineInfo, tmp_path: 
             run_rows(engine, rows, graph)
         found.append(compiled(engine))
     assert found == [7, 0, 0]
+
+
+def test_what_is_wanted_is_a_work_of_its_own(standard_graphs: EngineInfo, tmp_path: Path) -> None:
+    """Of equal shapes: HiFi-GAN crops each stage to what the wanted frames see, so kernels differ; for arrays on the GPU, too."""
+    kept, found = tmp_path / "key", []
+    inputs = random_inputs(GRAPHS["hifigan"], standard_graphs.dims, TRIALS[1], np.random.default_rng(0))
+    for runs in (TensorRTEngine.run, TensorRTEngine.run, TensorRTEngine.run_on_device):
+        engine = make_rtx(standard_graphs, kept)
+        for wanted in ((0, 30), (5, 35), (0, 30)):
+            runs(engine, "hifigan", **inputs | {"wanted": np.array(wanted)})
+        found.append(compiled(engine))
+    assert found == [2, 0, 0] and len(held(kept)) == 2
 
 
 def test_many_shapes_share_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

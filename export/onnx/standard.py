@@ -92,8 +92,14 @@ class StandardBuilder(GraphBuilder):
         return self.op("Cast", self.op(kind, *inputs, **attributes), output=output, to=ONNX_TYPES["float32"])
 
     def _product(self, x: str, name: str, matrix: np.ndarray, output: str | None) -> str:
-        narrow = self.precision in WEIGHTS_ONLY and quantize.quantizable(matrix)
-        factor = (self._narrow if narrow else self._factor)(name, matrix)
+        if self.precision in WEIGHTS_ONLY and quantize.quantizable(matrix):
+            factor = self._narrow(name, matrix)
+        elif self.spec.stateful:
+            # As (out, in), which TensorRT for RTX turns it to for one row: what it builds for more rows takes it in the
+            # order that it has, and shares it. As (in, out) the plan would hold both.
+            factor = self.transpose(self._factor(name, matrix.T), 1, 0)
+        else:
+            factor = self._factor(name, matrix)
         return self._whole("MatMul", self._half(x), factor, output=output)
 
     def _narrow(self, name: str, matrix: np.ndarray) -> str:

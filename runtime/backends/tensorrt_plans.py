@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import weakref
 from collections.abc import Callable, Mapping
@@ -276,7 +277,8 @@ class Plans:
             self._bind(graph, context, name, address)
         if not context.execute_async_v3(self._device.stream):
             raise self._failure(graph, inputs)
-        self._compiled.ran((graph, *(shape for _, shape in inputs.values())))
+        shaping = self.shaping(graph)
+        self._compiled.ran((graph, *(_said(at) if n in shaping else at[1] for n, at in inputs.items())))
 
     def _failure(self, graph: str, inputs: Mapping[str, Placed]) -> EngineError:
         own = {tensor.name for tensor in GRAPHS[graph].inputs}
@@ -288,6 +290,12 @@ def _finish(device: Device) -> None:
     """Wait for what was queued, before the plans that run it are dropped."""
     with contextlib.suppress(EngineError), device.turn():
         device.synchronize()
+
+
+def _said(place: Placed) -> tuple[int, ...]:
+    """The int64 values of an input that stays on the host."""
+    address, shape = place
+    return tuple((ctypes.c_int64 * math.prod(shape)).from_address(address))
 
 
 def bytes_of(shape: tuple[int, ...], item: int = 4) -> int:
