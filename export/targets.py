@@ -22,7 +22,9 @@ AUTO = "auto"  #: the precision that is chosen by measurement
 #: 1.22 is the first whose MatMulNBits on the CPU takes eight bits: 1.21.1 says "Only 4b quantization is supported".
 MIN_ONNXRUNTIME: Mapping[str, str] = {"fp32": "1.20", "int8": "1.22", "int4": "1.22", "int8row": "1.20"}
 FP8_SINCE = (8, 9)  #: the first compute capability that has it
-MIN_STANDARD = "1.25"  #: the first with TensorScatter, on the CPU and on CUDA
+#: of a standard graph on CUDA: the first that runs all of ar_step there, which is of operator set 24. 1.26 has that set's
+#: TensorScatter, and leaves Reshape to the CPU
+MIN_CUDA = "1.27"
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def describe(
         said["libraries"][target.library] = library.__version__
         return said
     fused = target.family == "fused"
-    needed = max(MIN_ONNXRUNTIME[precision] for precision in precisions) if fused else MIN_STANDARD
+    needed = max(MIN_ONNXRUNTIME[precision] for precision in precisions) if fused else MIN_CUDA
     provider = "CPUExecutionProvider" if target.device == "cpu" else "CUDAExecutionProvider"
     return said | {"provider": provider, "requires": {"onnxruntime": needed}}
 

@@ -124,7 +124,7 @@ def test_a_bundle_for_cuda(checkpoints: Path, folder: Path) -> None:
     ]
     target = json.loads((folder / "bundle" / "manifest.json").read_text())["target"]
     assert (target["backend"], target["device"]) == ("onnx", "cuda")
-    assert target["provider"] == "CUDAExecutionProvider" and target["requires"] == {"onnxruntime": "1.25"}
+    assert target["provider"] == "CUDAExecutionProvider" and target["requires"] == {"onnxruntime": "1.27"}
     if "CUDAExecutionProvider" not in runtime.get_available_providers():
         write_clip(folder / "a.wav")
         failed = run("detect", "a.wav", "--engine", "bundle")

@@ -18,7 +18,7 @@ DRIVER = Driver(13000, capabilities=("9.0", "8.9"))
 
 
 def test_no_driver() -> None:
-    rows = dict(explain(Driver(problem="there is no NVIDIA driver"), NONE, CPU, "cpu", ""))
+    rows = dict(explain(Driver(problem="there is no NVIDIA driver"), NONE, CPU, "", "cpu", ""))
     assert rows["none"] == "there is no NVIDIA driver"
     assert "tortoise-rt export --target tensorrt-rtx" in rows["without one"]
     assert "pip install 'tortoise-rt[kernels]'" in rows["kernels"]
@@ -33,7 +33,7 @@ def test_no_driver() -> None:
         ("ONNX Runtime", {"onnxruntime": "1.30"}, CPU, "cpu", "pip uninstall onnxruntime, then pip install"),
         ("ONNX Runtime", {"onnxruntime": "1.30", "onnxruntime-gpu": "1.30"}, CUDA, "cpu", "hide each other"),
         ("ONNX Runtime", {"onnxruntime-gpu": "1.30"}, CPU, "cpu", "onnxruntime-gpu 1.30 offers no CUDA"),
-        ("ONNX Runtime", {"onnxruntime-gpu": "1.30"}, CUDA, "cpu", "ready, if CUDA and cuDNN are"),
+        ("ONNX Runtime", {"onnxruntime-gpu": "1.30"}, CUDA, "cpu", "ready: tortoise-rt export --target cuda"),
         ("TensorRT for RTX", {}, CPU, "cpu", "tensorrt-rtx and cuda-bindings not installed: pip install"),
         ("TensorRT for RTX", {"tensorrt-rtx": "1.7"}, CPU, "cpu", "cuda-bindings not installed"),
         (
@@ -57,7 +57,16 @@ def test_no_driver() -> None:
 def test_what_is_missing(
     way: str, installed: dict[str, str], providers: str, devices: str, says: str
 ) -> None:
-    assert says in dict(explain(DRIVER, NONE | installed, providers, devices, ""))[way]
+    assert says in dict(explain(DRIVER, NONE | installed, providers, "", devices, ""))[way]
+
+
+def test_libraries_of_cuda_that_are_missing() -> None:
+    rows = dict(
+        explain(DRIVER, NONE | {"onnxruntime-gpu": "1.30"}, CUDA, "libcublas.so.13: no such file", "cpu", "")
+    )
+    assert rows["ONNX Runtime"].endswith(
+        "pip install 'tortoise-rt[gpu]' brings them (libcublas.so.13: no such file)"
+    )
 
 
 def test_an_old_driver() -> None:
@@ -66,6 +75,7 @@ def test_an_old_driver() -> None:
             Driver(12040, "", ("8.9",)),
             NONE | {"tensorrt-rtx": "1.7", "cuda-bindings": "13.0"},
             CPU,
+            "",
             "cpu",
             "",
         )
@@ -78,7 +88,7 @@ def test_an_old_driver() -> None:
     "installed", [{}, {"tensorrt-rtx": "1.7", "tensorrt": "10.9", "cuda-bindings": "13.0"}]
 )
 def test_a_gpu_that_tensorrt_for_rtx_is_not_for(installed: dict[str, str]) -> None:
-    rows = dict(explain(Driver(13000, capabilities=("9.0", "7.5")), NONE | installed, CPU, "cpu", ""))
+    rows = dict(explain(Driver(13000, capabilities=("9.0", "7.5")), NONE | installed, CPU, "", "cpu", ""))
     assert rows["TensorRT for RTX"] == "not for compute capability 9.0, 7.5: use TensorRT"
     assert rows["TensorRT"].startswith("ready" if installed else "tensorrt and cuda-bindings not installed")
 

@@ -55,7 +55,9 @@ def test_what_is_lacking(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatc
 def test_doctor_says_so() -> None:
     installed = dict.fromkeys(("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt"), "")
     installed |= {"cuda-bindings": "", "triton": "3.6"}
-    rows = dict(explain(Driver(13000, "", ("9.0",)), installed, "", "cpu", "there is no C compiler: do this"))
+    rows = dict(
+        explain(Driver(13000, "", ("9.0",)), installed, "", "", "cpu", "there is no C compiler: do this")
+    )
     assert rows["kernels"].endswith("need no Triton; PyTorch is slower, as there is no C compiler: do this")
 
 

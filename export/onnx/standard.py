@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto
+from onnx import ModelProto, TensorProto, shape_inference
 
+from tortoise_rt.backends.onnx_checks import INTEGER_NODES
 from tortoise_rt.export import quantize
 from tortoise_rt.spec import GRAPHS, GraphSpec, TensorSpec, cache_capacity
 
@@ -22,6 +23,7 @@ from .weights import TensorWriter, as_bfloat16
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float16", "fp8": "float16"}
 #: of weights alone, and for decoding alone: that waits for them to be read. The other graphs are in fp16
 WEIGHTS_ONLY = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
+_INTEGERS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 _NETWORKS = ("autoregressive", "clvp", "cvvp", "diffusion")
 #: precision -> networks that it is for. The others stay fp32: they are small, and a vocoder's error is heard as noise
 _REDUCED = {"fp32": (), "fp16": (*_NETWORKS, "hifigan"), "bf16": _NETWORKS}
@@ -57,6 +59,27 @@ class StandardBuilder(GraphBuilder):
         self.opsets = {"": 24 if spec.stateful else 20}
         self._type = PRECISIONS[precision]
         self._halves: set[str] = set()  # values of that type
+        self._turned: dict[str, tuple[str, tuple[int, ...]]] = {}  # transposed value -> of what, and its axes
+
+    def finish(self) -> ModelProto:
+        """As declared, and which nodes give integers: those that ONNX Runtime may keep on the CPU."""
+        model = super().finish()
+        model.metadata_props.add(key=INTEGER_NODES, value=" ".join(integer_nodes(model)))
+        return model
+
+    # --- shapes ---
+
+    def transpose(self, x: str, *axes: int, output: str | None = None) -> str:
+        result = super().transpose(x, *axes, output=output)
+        self._turned[result] = x, axes
+        return result
+
+    def size(self, x: str, axis: int, dtype: str | None = None) -> str:
+        """As declared. ONNX Runtime would put a node of its own behind the shape of what is transposed."""
+        while x in self._turned:
+            x, axes = self._turned[x]
+            axis = axes[axis]
+        return super().size(x, axis, dtype)
 
     # --- precision ---
 
@@ -239,3 +262,10 @@ class StandardBuilder(GraphBuilder):
             )
             seen.append(self.slice(written, 2, 0, span))
         return self._attend(q, seen[0], seen[1], scale, width, self._memo["mask"])
+
+
+def integer_nodes(model: ModelProto) -> list[str]:
+    """Names of the nodes that give integers and booleans alone."""
+    known = shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*known.value_info, *known.output)}
+    return [node.name for node in model.graph.node if {types.get(name) for name in node.output} <= _INTEGERS]

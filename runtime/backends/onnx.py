@@ -22,6 +22,7 @@ from ..spec import GRAPHS, TensorSpec, cache_names
 from .device import no_such_gpu
 from .driver import gpu_names
 from .onnx_checks import PROVIDERS, cache_specs, check_provider, check_signature, first_line
+from .onnx_cuda import load_libraries
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -55,7 +56,8 @@ def open_bundle(bundle: Bundle, device: str = "auto") -> OnnxEngine:
             f"{bundle.folder} was exported for {made_for}; the device asked for is {wanted}. "
             f"Export one for it: tortoise-rt export --target {kinds[1]}"
         )
-    _check_version(bundle.folder, target.get("requires", {}).get("onnxruntime", "0"))
+    package = "onnxruntime-gpu" if kinds[0] == "cuda" else "onnxruntime"
+    _check_version(bundle.folder, target.get("requires", {}).get("onnxruntime", "0"), package)
     info = bundle.engine_info("onnx", wanted)
     kind: type[OnnxEngine] = OnnxEngine
     if kinds[0] == "cuda":
@@ -87,11 +89,11 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _check_version(folder: Path, required: str) -> None:
+def _check_version(folder: Path, required: str, package: str) -> None:
     installed = import_onnxruntime().__version__
     if _version_tuple(installed) < _version_tuple(required):
         raise BundleMismatch(
-            f"{folder} needs onnxruntime {required} or newer; {installed} is installed: pip install -U onnxruntime"
+            f"{folder} needs {package} {required} or newer; {installed} is installed: pip install -U {package}"
         )
 
 
@@ -148,8 +150,10 @@ class OnnxEngine(Engine):
                     else ""
                 )
             )
-        if self._kind == "cuda" and self._number >= len(there := gpu_names()):
-            raise no_such_gpu(self._number, there)
+        if self._kind == "cuda":
+            if self._number >= len(there := gpu_names()):
+                raise no_such_gpu(self._number, there)
+            load_libraries(self._runtime)
         self._sessions: dict[str, Any] = {}
         self._locks = {graph: threading.Lock() for graph in files}
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import BundleError, EngineError
+from ..errors import BundleError, BundleMismatch, EngineError
 from ..spec import GRAPHS, Dims, TensorSpec, cache_names
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -16,15 +16,17 @@ _ONNX_TYPES = {
     "int64": "tensor(int64)",
     "int32": "tensor(int32)",
 }
-#: what ONNX Runtime may keep on the CPU beside a GPU: arithmetic on shapes and indices
-_SHAPE_OPS = frozenset(
-    {"Cast", "Concat", "Gather", "Identity", "Range", "Shape", "Slice", "Squeeze", "Unsqueeze"}
-)
-_SHAPE_OPS |= {"Add", "Clip", "Div", "Less", "Max", "Min", "Mul", "Neg", "Sub", "Where"}
+#: property of a model: names of the nodes that give integers and booleans alone, shapes and indices, with blanks between.
+#: ONNX Runtime may keep these on the CPU beside a GPU. It tells nodes by name, not what they give.
+INTEGER_NODES = "integer_nodes"
 
 
 def check_provider(graph: str, provider: str, session: Any) -> None:
-    """Raise an EngineError if the session computes anything but shapes elsewhere than on ``provider``."""
+    """Raise an EngineError if the session computes anything but shapes and indices elsewhere than on ``provider``.
+
+    What ONNX Runtime itself puts in has names that the model does not know, and may not be elsewhere either. Raises
+    BundleMismatch if the model does not say which nodes are of shapes and indices.
+    """
     # The library falls back to the CPU with no more than a line on stderr, for sessions, nodes and single runs.
     session.disable_fallback()
     if (active := session.get_providers()[0]) != provider:
@@ -38,16 +40,24 @@ def check_provider(graph: str, provider: str, session: Any) -> None:
         raise EngineError(
             f"this ONNX Runtime cannot tell what it runs on {provider}: pip install -U onnxruntime-gpu"
         )
+    properties = session.get_modelmeta().custom_metadata_map
+    if INTEGER_NODES not in properties:
+        raise BundleMismatch(
+            f'graph "{graph}" was exported by an earlier version, and does not say which of its nodes need not run on '
+            f"{provider}. Export the bundle again: tortoise-rt export --target cuda"
+        )
+    integer_nodes = set(properties[INTEGER_NODES].split())
     elsewhere = {
-        node.op_type
+        f"{node.op_type} ({node.name})"
         for part in session.get_provider_graph_assignment_info()
         for node in part.get_nodes()
-        if part.ep_name != provider and node.op_type not in _SHAPE_OPS
+        if part.ep_name != provider and node.name not in integer_nodes
     }
     if elsewhere:
         raise EngineError(
-            f'graph "{graph}": {provider} has no {", ".join(sorted(elsewhere))} for it, so that it would run on '
-            "the CPU in part. Use --device cpu"
+            f'graph "{graph}" would run on the CPU in part, as this ONNX Runtime does not run all of it on {provider}: '
+            f"{', '.join(sorted(elsewhere)[:3])}{', ...' if len(elsewhere) > 3 else ''}. "
+            "Use another version of onnxruntime-gpu, or export for the CPU: tortoise-rt export --target cpu"
         )
 
 

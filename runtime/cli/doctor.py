@@ -52,9 +52,10 @@ def doctor() -> None:
         ],
     )
     _section("Packages", [(package, found or "not installed") for package, found in installed.items()])
-    providers, devices = _providers(), _torch_devices()
+    providers, cuda_lacks = _providers()  # before PyTorch is imported, which brings libraries of CUDA's
+    devices = _torch_devices()
     _section("Runs on", [("onnx", providers), ("torch", devices)])
-    _section("GPU", explain(find_driver(), installed, providers, devices, lacking()))
+    _section("GPU", explain(find_driver(), installed, providers, cuda_lacks, devices, lacking()))
     _section(
         "Folders",
         [
@@ -84,13 +85,17 @@ def _version(package: str) -> str:
         return ""
 
 
-def _providers() -> str:
+def _providers() -> tuple[str, str]:
+    """-> ONNX Runtime's providers, and which of CUDA's libraries its CUDA provider misses, "" for none."""
     from ..backends.onnx import import_onnxruntime
+    from ..backends.onnx_cuda import load_libraries
 
     try:
-        return ", ".join(import_onnxruntime().get_available_providers())
+        runtime = import_onnxruntime()
     except MissingDependency:
-        return "not installed"
+        return "not installed", ""
+    offered = runtime.get_available_providers()
+    return ", ".join(offered), load_libraries(runtime) if "CUDAExecutionProvider" in offered else ""
 
 
 def _torch_devices() -> str:

@@ -57,11 +57,17 @@ def find_gpus() -> list[str]:
 
 
 def explain(
-    driver: Driver, installed: Mapping[str, str], providers: str, torch_devices: str, triton_lacks: str
+    driver: Driver,
+    installed: Mapping[str, str],
+    providers: str,
+    cuda_lacks: str,
+    torch_devices: str,
+    triton_lacks: str,
 ) -> list[tuple[str, str]]:
     """What each way to use a GPU needs here.
 
-    installed: package -> version, "" for none; providers, torch_devices: as doctor says; triton_lacks: as ``triton_needs``.
+    installed: package -> version, "" for none; providers, torch_devices: as doctor says; cuda_lacks: as ``onnx_cuda``;
+    triton_lacks: as ``triton_needs``.
     """
     if not driver.cuda:
         return [
@@ -75,7 +81,7 @@ def explain(
     return [
         ("driver", f"runs CUDA up to {driver.cuda // 1000}.{driver.cuda % 1000 // 10}"),
         ("PyTorch", _torch(installed, torch_devices)),
-        ("ONNX Runtime", _onnxruntime(installed, providers)),
+        ("ONNX Runtime", _onnxruntime(installed, providers, cuda_lacks)),
         ("TensorRT for RTX", _tensorrt("tensorrt_rtx", driver, installed)),
         ("TensorRT", _tensorrt("tensorrt", driver, installed)),
         ("kernels", _kernels(installed, triton_lacks)),
@@ -90,14 +96,16 @@ def _torch(installed: Mapping[str, str], devices: str) -> str:
     return "ready: tortoise-rt say --checkpoints DIR --device cuda --precision fp16"
 
 
-def _onnxruntime(installed: Mapping[str, str], providers: str) -> str:
+def _onnxruntime(installed: Mapping[str, str], providers: str, cuda_lacks: str) -> str:
     if installed["onnxruntime"] and installed["onnxruntime-gpu"]:
         return "both builds are installed, and hide each other: pip uninstall onnxruntime onnxruntime-gpu, then pip install 'tortoise-rt[gpu]'"
     if not installed["onnxruntime-gpu"]:
         return "its build for GPUs is not installed: pip uninstall onnxruntime, then pip install 'tortoise-rt[gpu]'"
     if "CUDAExecutionProvider" not in providers:
         return f"onnxruntime-gpu {installed['onnxruntime-gpu']} offers no CUDA: pip install --force-reinstall 'tortoise-rt[gpu]'"
-    return "ready, if CUDA and cuDNN are (pip install 'onnxruntime-gpu[cuda,cudnn]'): tortoise-rt export --target cuda"
+    if cuda_lacks:
+        return f"CUDA and cuDNN are not all there: pip install 'tortoise-rt[gpu]' brings them ({cuda_lacks})"
+    return "ready: tortoise-rt export --target cuda"
 
 
 def _tensorrt(name: str, driver: Driver, installed: Mapping[str, str]) -> str:

@@ -1,0 +1,24 @@
+"""CUDA's libraries for ONNX Runtime, which looks for them where the system does, not where pip puts NVIDIA's wheels."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+from .onnx_checks import first_line
+
+
+def load_libraries(runtime: Any) -> str:
+    """Load what pip has installed, else what the system has; -> the first that is missing and why, "" for none.
+
+    runtime: the module. Never raises: a session says by itself where it cannot run.
+    """
+    said = io.StringIO()
+    try:
+        # It prints what it does not find, on the standard output, where a clip may go.
+        with contextlib.redirect_stdout(said):
+            getattr(runtime, "preload_dlls", lambda: None)()
+    except Exception as error:
+        return first_line(error)
+    return next(iter(said.getvalue().splitlines()), "")
