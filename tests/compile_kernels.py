@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import triton
-from triton._C.libtriton import ir
+from triton._C.libtriton import ir, llvm
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
@@ -34,6 +34,7 @@ from tortoise_rt.kernels import decode_attention, draw_codes, launch, relative_a
 from tortoise_rt.kernels.ahead import NUMBERS
 from tortoise_rt.spec import MELS, VOCODER_NOISE
 
+OPTIMIZE = llvm.optimize_module
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ROWS = (1, 2, 16, 17)  #: of a decoding step
 FRAMES = (34, 48)  #: of a mel, a multiple of 16 or not
@@ -79,6 +80,8 @@ class Compiler:
         stages: dict[str, Any] = {}
         said: dict[str, Any] = {}
         backend.add_stages(stages, options, source.language)
+        # What LLVM makes better is of interest for machine code alone, and takes a quarter of the time.
+        llvm.optimize_module = OPTIMIZE if self.stage == "cubin" else lambda *given: None
         for stage, work in stages.items():
             code = work(code, said)
             if stage == self.stage:
