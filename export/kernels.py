@@ -16,7 +16,7 @@ from tortoise_rt.kernels.ahead import Carried, carried
 from tortoise_rt.spec import Dims
 
 log = logging.getLogger("tortoise_rt")
-CAPABILITIES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+CAPABILITIES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0", "12.1")
 
 
 def can_compile() -> bool:
@@ -67,10 +67,13 @@ def _compile(kernel: Carried, architecture: int) -> Any:
         raise EngineError(f"kernel {kernel.function} takes {names}, not {list(kernel.arguments)}")
     constants = dict(kernel.constants)
     signature = {p.name: kernel.arguments.get(p.name, "constexpr") for p in function.params}
+    attributes = {
+        (function.arg_names.index(name),): [["tt.divisibility", multiple]]
+        for name, multiple in kernel.multiples.items()
+    }
+    source = ASTSource(function, signature, constants, attributes)
     target = GPUTarget("cuda", architecture, WARP)
-    return triton.compile(
-        ASTSource(function, signature, constants), target=target, options={"num_warps": kernel.warps}
-    )
+    return triton.compile(source, target=target, options={"num_warps": kernel.warps})
 
 
 def _spare(kernel: Carried, made: Any) -> int:

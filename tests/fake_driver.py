@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from fake_memory import FINE, CUresult, Event, Gpu, Graph, Place, Pool, Stream, view, within
+from fake_memory import FINE, CUresult, Event, Gpu, Graph, Module, Place, Pool, Stream, view, within
 
 
 class FakeDriver:
@@ -261,10 +261,17 @@ class FakeDriver:
         assert self._current is not None
         if cubin not in self.kernels:
             return CUresult.CUDA_ERROR_NO_BINARY_FOR_GPU, None
-        return FINE, (cubin, self._current)
+        self._current.modules += 1
+        return FINE, Module(cubin, self._current)
 
-    def cuModuleGetFunction(self, module: Any, name: bytes) -> tuple[CUresult, Any]:
-        return FINE, (*module, name.decode())
+    def cuModuleUnload(self, module: Module) -> tuple[CUresult]:
+        assert self._current is module.gpu and module.alive
+        module.gpu.modules -= 1
+        module.alive = False
+        return (FINE,)
+
+    def cuModuleGetFunction(self, module: Module, name: bytes) -> tuple[CUresult, Any]:
+        return FINE, (module.cubin, module, name.decode())
 
     def cuFuncSetAttribute(self, function: Any, attribute: int, value: int) -> tuple[CUresult]:
         assert attribute == 8 and value >= 0
@@ -272,13 +279,22 @@ class FakeDriver:
 
     def cuLaunchKernel(self, function: Any, *given: int) -> tuple[CUresult]:
         blocks, y, z, threads, ty, tz, shared, stream, places, extra = given
-        cubin, of_gpu, name = function
+        cubin, module, name = function
         gpu = self._gpu(stream)
         assert (
-            gpu is of_gpu and (y, z, ty, tz, extra) == (1, 1, 1, 1, 0) and threads % 32 == 0 and shared >= 0
+            gpu is module.gpu
+            and (y, z, ty, tz, extra) == (1, 1, 1, 1, 0)
+            and threads % 32 == 0
+            and shared >= 0
         )
         gpu.ran.append(name)
-        return gpu.streams[stream].queue(self.kernels[cubin](gpu, blocks, places))
+        work = self.kernels[cubin](gpu, blocks, places)
+
+        def checked() -> None:
+            assert module.alive, "a kernel runs whose module is gone"
+            work()
+
+        return gpu.streams[stream].queue(checked)
 
     # --- recordings ---
 

@@ -82,6 +82,9 @@ def made_of(kernel: ahead.Carried, function: Callable[..., None]) -> Callable[..
         for name, address in zip(names, addresses, strict=False):
             type_ = ctypes.c_int32 if kernel.arguments[name] == "i32" else ctypes.c_uint64
             given[name] = type_.from_address(address).value
+            assert given[name] % kernel.multiples.get(name, 1) == 0, (
+                "a kernel was compiled for rounder numbers"
+            )
         assert [ctypes.c_uint64.from_address(address).value for address in addresses[len(names) :]] == [0, 0]
 
         def see(name: str, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -85,6 +85,15 @@ class Graph:
 
 
 @dataclass
+class Module:
+    """Kernels that were loaded; they may be launched and run while it is alive."""
+
+    cubin: bytes
+    gpu: Gpu
+    alive: bool = True
+
+
+@dataclass
 class Pool:
     """Memory that is allocated by a stream's work, and freed by it; at a wait, what it has too much goes to the system."""
 
@@ -109,6 +118,7 @@ class Gpu:
         self.users = 0  #: who use its context
         self.launched = 0  #: recordings
         self.waited = 0  #: times that the host has
+        self.modules = 0  #: that are loaded
         self.ran: list[str] = []  #: kernels
         self.pools: list[Pool] = [Pool()]  #: the first is the default one
         self.owners: dict[int, Pool] = {}  #: address -> whose memory it is

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 from typing import Any
 
 import numpy as np
@@ -161,6 +163,36 @@ def test_memory_is_kept_for_the_next_until_it_is_trimmed() -> None:
     del kept, device
     assert own.used == 0 and not own.alive
     assert (gpu.users, driver.events, [*gpu.streams]) == (0, 0, [LEGACY])
+
+
+def test_kernels_go_with_the_device_once_they_have_run() -> None:
+    """Those of its own alone; also one that is still queued, and one that was recorded."""
+    driver, done = FakeDriver(), []
+    driver.kernels[b"a"] = driver.kernels[b"b"] = lambda gpu, blocks, places: lambda: done.append(blocks)
+    first, other, gpu = Device(0, driver), Device(0, driver), driver.gpus[0]
+    kernels = [device.load(cubin, "f", [], 32, 0) for device in (first, other) for cubin in (b"a", b"b")]
+    assert gpu.modules == 4
+    with first.turn():
+        recording = first.record(functools.partial(first.run, kernels[1], 7, []))
+        first.launch(recording)
+        first.run(kernels[0], 8, [])
+    assert done == []
+    del recording, first
+    assert (done, gpu.modules, gpu.users) == ([7, 8], 2, 1)
+    with other.turn():
+        other.run(kernels[2], 9, [])
+        other.synchronize()
+    del other
+    assert (done, gpu.modules, gpu.users) == ([7, 8, 9], 0, 0)
+
+
+def test_an_engine_s_kernels_go_with_it(standard_graphs: EngineInfo) -> None:
+    driver = FakeDriver()
+    engine = make_engine(standard_graphs, ahead=True, driver=driver)
+    assert driver.gpus[0].modules == 5
+    del engine
+    gc.collect()
+    assert (driver.gpus[0].modules, driver.gpus[0].users) == (0, 0)
 
 
 def test_what_is_kept_goes_before_memory_is_out(monkeypatch: pytest.MonkeyPatch) -> None:

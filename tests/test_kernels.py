@@ -46,6 +46,16 @@ def test_rows_linear(
     assert relative_error(here(out), wanted) < bound
 
 
+@pytest.mark.parametrize("more", [{}, {"gelu": True}, {"add": True}])
+@pytest.mark.parametrize(("rows", "size", "normed"), [(2, 1000, True), (20, 300, True), (4, 1500, False)])
+def test_rows_linear_in_little_memory(
+    rows: int, size: int, normed: bool, more: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on GPUs of 8.6, 8.9 and 12.0: a row is read block by block, also where it is normed."""
+    monkeypatch.setattr(linear, "roomy", lambda tensor: False)
+    test_rows_linear(rows, size, 21, normed, more, torch.float32, 1e-5)
+
+
 def test_a_norm_over_too_much_is_refused() -> None:
     x, weight, vector = (there(normal(*shape)) for shape in ((2, 2000), (3, 2000), (2000,)))
     with pytest.raises(ValueError, match="2000 inputs; the most is 1024"):
@@ -97,7 +107,8 @@ def test_group_norm(
 
 @pytest.mark.parametrize(("dtype", "bound"), TYPES)
 @pytest.mark.parametrize(
-    ("rows", "time", "heads", "width", "most"), [(1, 1, 2, 16, 64), (2, 150, 2, 12, 64), (1, 260, 1, 64, 8)]
+    ("rows", "time", "heads", "width", "most"),
+    [(1, 1, 2, 16, 64), (2, 150, 2, 12, 64), (1, 260, 1, 64, 8), (1, 70, 1, 68, 8)],
 )
 def test_relative_attention(
     rows: int, time: int, heads: int, width: int, most: int, dtype: Any, bound: float

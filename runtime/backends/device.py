@@ -88,7 +88,8 @@ class Device:
             raise no_such_gpu(number, there)
         device = self._check("find the GPU", driver.cuDeviceGet(number))
         self._context = self._check("use the GPU", driver.cuDevicePrimaryCtxRetain(device))
-        ends: list[Call] = []  # of what is made here
+        self._ends: list[Call] = []  # of what is made here
+        ends = self._ends
         end = functools.partial(driver.cuDevicePrimaryCtxRelease, device)
         weakref.finalize(self, free_all, driver, self._context, self._given_back, ends, end).atexit = False
         self._lock = threading.RLock()
@@ -196,10 +197,16 @@ class Device:
         return array
 
     def load(self, cubin: bytes, function: str, types: Sequence[CType], threads: int, shared: int) -> Kernel:
-        """A kernel of a cubin for this GPU; ``types``, of its arguments, are those of ctypes. A turn of its own."""
+        """A kernel of a cubin for this GPU, as long as the device is there; ``types``, of its arguments, are those of ctypes.
+
+        A turn of its own.
+        """
         driver = self._driver
         with self.turn():
             module = self._check("load a kernel", driver.cuModuleLoadData(cubin))
+            unload = functools.partial(driver.cuModuleUnload, module)
+            # The last is called first: no kernel runs any more when its module goes, and no recording has it.
+            self._ends += [unload, functools.partial(driver.cuStreamSynchronize, self._stream)]
             found = self._check("find a kernel", driver.cuModuleGetFunction(module, function.encode()))
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             self._check("give a kernel memory", driver.cuFuncSetAttribute(found, attribute, shared))

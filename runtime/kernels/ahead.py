@@ -33,6 +33,9 @@ NUMBERS = 8  #: of a denoising step, as :func:`step_row` orders them
 BLOCK = 1024  #: values that a program takes one step down
 UPDATE_WARPS = 4
 
+ADDRESSES = 16  #: bytes that every address is a multiple of which a carried kernel is given
+SIZES = 4  #: values that a mel's number of them is a multiple of
+
 
 @dataclass(frozen=True)
 class Carried:
@@ -44,6 +47,12 @@ class Carried:
     constants: Mapping[str, int | float | bool]
     warps: int
 
+    @property
+    def multiples(self) -> dict[str, int]:
+        """Arguments, what they are multiples of at every launch: the compiler relies on it, and loads several values at a time."""
+        addresses = {name: ADDRESSES for name, type_ in self.arguments.items() if type_.startswith("*")}
+        return addresses | ({"size": SIZES} if "size" in self.arguments else {})
+
     def described(self) -> dict[str, Any]:
         """All of it, as JSON gives it back: what was compiled from something else is not used."""
         return {
@@ -51,6 +60,7 @@ class Carried:
             "source": _digest(self.module),
             "function": self.function,
             "arguments": [list(pair) for pair in self.arguments.items()],
+            "multiples": self.multiples,
             "constants": dict(self.constants),
             "warps": self.warps,
         }

@@ -10,7 +10,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 __all__ = ["early_start", "gdc_launch_dependents", "gdc_wait", "roomy"]
 
-#: bytes; the GPUs of 9.0 and 10.0 have more, those of 8.0 163 kB, those of 8.6, 8.9 and 12.0 99 kB
+#: bytes; the GPUs of 9.0 and 10.0 have more, those of 8.0 163 kB, those of 8.6, 8.9, 12.0 and 12.1 99 kB
 ROOMY = 200 << 10
 
 

@@ -15,6 +15,8 @@ import triton.language as tl
 from .launch import roomy
 
 KEYS = 64  #: that are read at a time
+#: of a head: of wider ones in float32, 64 queries and keys would take 152 kB that the threads of a block share
+USUAL_CHANNELS = 64
 LOG2E = 1.4426950408889634  #: powers of two are what a GPU computes
 
 
@@ -39,11 +41,13 @@ def relative_attention(qkv: Any, bias: Any, out: Any) -> None:
     rows, time, _ = qkv.shape
     heads, entries = bias.shape
     width = out.shape[2] // heads
+    channels = max(16, triton.next_power_of_2(width))
     wide = qkv.element_size() < 4 and roomy(qkv)
-    queries = 128 if wide else 64
+    small = qkv.element_size() == 4 and channels > USUAL_CHANNELS
+    queries, keys = (32, KEYS // 2) if small else (128 if wide else 64, KEYS)
     _kernel[(triton.cdiv(time, queries), heads, rows)](
         qkv, bias, out, time, width**-0.5 * LOG2E,
-        HEADS=heads, WIDTH=width, CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=queries, KEYS=KEYS, MOST=entries // 2, LOG2E=LOG2E,
+        HEADS=heads, WIDTH=width, CHANNELS=channels, QUERIES=queries, KEYS=keys, MOST=entries // 2, LOG2E=LOG2E,
         num_warps=4, num_stages=3 if wide else 2,
     )  # fmt: skip
 
