@@ -91,8 +91,10 @@ def checkpoints(size: str) -> tempfile.TemporaryDirectory[str]:
     return folder
 
 
-def room(device: torch.device) -> int:
-    """Bytes of a GPU that are free for tensors, what PyTorch has cached among them."""
+def room(device: torch.device) -> int | None:
+    """Bytes of a GPU that are free for tensors, what PyTorch has cached among them; None for what is none."""
+    if device.type != "cuda":
+        return None
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + cached
 
@@ -100,8 +102,7 @@ def room(device: torch.device) -> int:
 def speed(device: str, precision: str, size: str, repeats: int) -> Iterator[Row]:
     """Stages, then whole sentences and streams."""
     engine = TorchEngine(checkpoints(size).name, device, precision)
-    free = functools.partial(room, engine.device) if engine.device.type == "cuda" else None
-    spoken = sentences(engine), streams(engine, room=free)
+    spoken = sentences(engine), streams(engine, room=functools.partial(room, engine.device))
     for row in itertools.chain(Stages(engine, repeats).all(), *spoken):
         yield {**row, "precision": precision, "size": size}
     gc.collect()

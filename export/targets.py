@@ -23,7 +23,7 @@ AUTO = "auto"  #: the precision that is chosen by measurement
 MIN_ONNXRUNTIME: Mapping[str, str] = {"fp32": "1.20", "int8": "1.22", "int4": "1.22", "int8row": "1.20"}
 FP8_SINCE = (8, 9)  #: the first compute capability that has it
 #: of a standard graph on CUDA: the first that runs all of ar_step there, which is of operator set 24. 1.26 has that set's
-#: TensorScatter, and leaves Reshape to the CPU
+#: TensorScatter, and leaves Reshape to the CPU (seen once, over stand-ins for CUDA's libraries; not recorded)
 MIN_CUDA = "1.27"
 
 

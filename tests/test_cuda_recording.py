@@ -194,6 +194,22 @@ def test_a_recording_that_ends_in_an_error(cuda: Cuda) -> None:
     assert recorder.record(lambda: 7)[1] == 7
 
 
+def test_what_cannot_be_recorded_runs_as_it_is(cuda: Cuda, caplog: pytest.LogCaptureFixture) -> None:
+    replays, given = Replays("mine"), torch.ones(2)  # type: ignore[arg-type]
+
+    def doubled(x: Any) -> tuple[Any]:
+        if cuda.underway:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return (2 * x,)
+
+    for _ in range(4):
+        assert replays("doubled", doubled, (given,))[0].tolist() == [2.0, 2.0]
+    assert len(cuda.begun) == 1 and not cuda.underway and not replays
+    assert [record.getMessage() for record in caplog.records] == [
+        "doubled is not recorded, and takes longer: operation not permitted when stream is capturing"
+    ]
+
+
 def test_cached_memory_is_given_back_where_a_recording_lacks_it(cuda: Cuda) -> None:
     recorder = Recorder("mine")  # type: ignore[arg-type]
     needed = [1, 0]

@@ -25,6 +25,7 @@ from tortoise_rt.backends.device import Block, Device
 from tortoise_rt.backends.tensorrt_library import RTX_CAPABILITIES
 from tortoise_rt.config import ARSettings
 from tortoise_rt.engine import Engine
+from tortoise_rt.errors import MissingDependency
 from tortoise_rt.export.random_checkpoint import write_checkpoints
 from tortoise_rt.kernels import ahead
 from tortoise_rt.sampling import Drawing
@@ -182,9 +183,12 @@ def speech(target: str, size: str) -> Iterator[Row]:
                 yield from (about | row for row in gpu_speech.streams(engine, (count,), room))
 
 
-def room() -> int:
-    """Bytes of the GPU that are free, without what engines keep for themselves."""
-    device = Device()
+def room() -> int | None:
+    """Bytes of the GPU that are free, without what engines keep for themselves; None where nothing can tell."""
+    try:
+        device = Device()
+    except MissingDependency:
+        return None
     with device.turn():
         free, _ = device.memory()
     return free

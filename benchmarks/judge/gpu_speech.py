@@ -65,16 +65,17 @@ def sentences(engine: Engine, samples: int = 96, steps: int = 80) -> Iterator[Ro
 
 
 def streams(
-    engine: Engine, together: Sequence[int] = TOGETHER, room: Callable[[], int] | None = None
+    engine: Engine, together: Sequence[int] = TOGETHER, room: Callable[[], int | None] = lambda: None
 ) -> Iterator[Row]:
     """Streams at once through the scheduler; the last of some rounds: one to begin, one to record. Beside it the first.
 
-    room: bytes that are free; what would take more is a row that is a skip.
+    room: bytes that are free, where that is known; what would take more is a row that is a skip.
     """
     settings = make_settings(decoder="hifigan", num_autoregressive_samples=1, max_mel_tokens=CODES, top_k=50)
     each = (1 + engine.dims["ar.text_positions"] + engine.dims["ar.mel_positions"]) * engine.position_bytes()
     for count in together:
-        if room is not None and count * each > SHARE * (free := room()):
+        free = room()
+        if free is not None and count * each > SHARE * free:
             reason = f"their cache takes {count * each / 2**30:.1f} GiB, of {free / 2**30:.1f} that are free"
             yield {"kind": "skip", "what": f"{count} streams at once", "reason": reason}
             continue

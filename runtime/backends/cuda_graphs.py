@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+log = logging.getLogger("tortoise_rt")
 _RECORDING = threading.Lock()  #: PyTorch allows one recording at a time in a process, whatever the device
 MOST_GRAPHS = 96  #: kept; the one that was not used for longest goes first
 MOST_SEEN = 1024  #: shapes remembered that were used once
@@ -73,13 +75,14 @@ class Recorder:
 class Replays:
     """The first call with some shapes runs as it is, the second is recorded, later ones are replayed.
 
-    Graphs share their memory: outputs hold until the next call. Not for several threads at a time.
+    What cannot be recorded always runs as it is, and a warning says so. Graphs share their memory: outputs hold until the next
+    call. Not for several threads at a time.
     """
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._recorder = Recorder(stream)
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
-        self._seen: OrderedDict[Hashable, None] = OrderedDict()
+        self._seen: OrderedDict[Hashable, bool] = OrderedDict()  # once; whether to record it
 
     def __len__(self) -> int:
         return len(self._recorded)
@@ -93,12 +96,17 @@ class Replays:
         """
         key = (name, *(tensor.shape if tensor.is_cuda else tuple(tensor.tolist()) for tensor in inputs))
         if key not in self._recorded:
-            if key not in self._seen:
-                self._seen[key] = None
+            if not self._seen.get(key):
+                self._seen.setdefault(key, True)
                 if len(self._seen) > MOST_SEEN:
                     self._seen.popitem(last=False)
                 return function(*inputs)
-            self._recorded[key] = self._record(function, inputs)
+            try:
+                self._recorded[key] = self._record(function, inputs)
+            except RuntimeError as error:  # as all of PyTorch's
+                self._seen[key] = False
+                log.warning("%s is not recorded, and takes longer: %s", name, str(error).partition("\n")[0])
+                return function(*inputs)
             if len(self._recorded) > MOST_GRAPHS:
                 self._recorded.popitem(last=False)
         self._recorded.move_to_end(key)

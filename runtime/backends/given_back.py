@@ -31,18 +31,22 @@ class GivenBack:
         """
         while self._added:
             for call in self._added.popleft():
-                error = call()[0]
-                if error != self._fine:
-                    log.warning("the GPU could not free what was given back: %s", name_of(error))
+                self.fine(call())
+
+    def fine(self, said: tuple[Any, ...]) -> bool:
+        """Whether what the driver said is no error; one is logged."""
+        if said[0] != self._fine:
+            log.warning("the GPU could not free what was given back: %s", name_of(said[0]))
+        return bool(said[0] == self._fine)
 
 
 def free_all(driver: Any, context: Any, given_back: GivenBack, ends: Sequence[Call], end: Call) -> None:
     """Free what was given back to a device that nobody uses any more, end what it was made of, the last first, and with
     ``end`` its use of the context."""
-    driver.cuCtxPushCurrent(context)
-    given_back.add(*reversed(ends))
-    given_back.free()
-    driver.cuCtxPopCurrent()
+    if given_back.fine(driver.cuCtxPushCurrent(context)):  # else there is no GPU left to free anything of
+        given_back.add(*reversed(ends))
+        given_back.free()
+        driver.cuCtxPopCurrent()
     given_back.add(end)
     given_back.free()
 

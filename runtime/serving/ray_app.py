@@ -48,7 +48,7 @@ from .ray_options import EngineOptions, FrontOptions, parse
 
 log = logging.getLogger("tortoise_rt.server")
 #: of memory, for all threads of a process (see ``server.memory``); before Ray has begun its own
-ONE_POOL = {"runtime_env": {"env_vars": {"MALLOC_ARENA_MAX": "1"}}}
+ONE_POOL = {"runtime_env": {"env_vars": {"MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "1")}}}
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 MOST_CONNECTIONS = 1000  #: of the front
 SICK = 3  #: failures of an engine on end after which its replica is replaced
