@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engine import Array
+from ..profiles import SPAN_STEP
 from ..spec import Dims, cache_capacity
-
-STEP = 64  #: texts, and codes read together, are made a multiple of this
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def cut(inputs: Mapping[str, Array], lengths: Array, dims: Dims) -> list[Read]:
 
 
 def _padded(array: Array, most: int) -> Array:
-    """(rows, n) -> (rows, the next multiple of STEP), with 0; at most ``most``, but never fewer than there are."""
+    """(rows, n) -> (rows, the next multiple of SPAN_STEP), with 0; at most ``most``, but never fewer than there are."""
     count = array.shape[1]
-    wanted = max(min(-(-count // STEP) * STEP, most), count)
+    wanted = max(min(-(-count // SPAN_STEP) * SPAN_STEP, most), count)
     return np.pad(array, ((0, 0), (0, wanted - count)))
