@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # compute the same is a test's own matter (test_onnx_threads.py).
 for variable in ("OMP_NUM_THREADS", "TORTOISE_RT_THREADS"):
     os.environ.setdefault(variable, "1")
+
+# A shell has its background jobs ignore Ctrl-C, which programs that tests start and interrupt would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)
