@@ -158,7 +158,7 @@ def test_a_recording_that_is_refused_is_a_row(
     monkeypatch.setattr(gpu_parity, "whole_runs", lambda engine: [])
     first, *rows = gpu_lean.parity("cuda", "fp32")
     assert first["kind"] == "bundle" and [row["ok"] for row in rows] == [True] * 3
-    assert [row.get("how") for row in rows] == ["taken", "put", None] and rows[-1]["recorded"] == 2
+    assert [row.get("how") for row in rows] == ["taken", "put", None] and rows[-1]["recorded"] == 1
     refusing(engine)
     engine.release("ar_step")
     *moved, last = gpu_lean.parity("cuda", "fp32")

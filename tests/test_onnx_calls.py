@@ -126,17 +126,29 @@ def test_a_recording_is_alone_in_the_process() -> None:
 
 def test_a_call_within_a_call_does_not_wait() -> None:
     """Though a recording does, which waits for the outer one; and none is made there."""
-    calls, wait = counted()
-    with ThreadPoolExecutor(1) as pool:
+    (calls, wait), log = counted(), []
+
+    def record() -> None:
+        with calls.alone():
+            log.append("recording")
+
+    recording = threading.Thread(target=record, daemon=True)
+
+    def outer() -> None:
         with calls.beside_others():
             with pytest.raises(AssertionError), calls.alone():
                 pass
-            recording = pool.submit(lambda: calls.alone().__enter__())
+            recording.start()
             wait(1)
             with calls.beside_others():
-                assert not recording.done()
-            assert not recording.done()
-        recording.result(WAIT)
+                log.append("inner")
+            log.append("outer")
+
+    thread = threading.Thread(target=outer, daemon=True)
+    thread.start()
+    thread.join(WAIT)
+    recording.join(WAIT)
+    assert log == ["inner", "outer", "recording"]
 
 
 class Ending:

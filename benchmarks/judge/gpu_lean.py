@@ -137,6 +137,7 @@ def parity(target: str, precision: str) -> Iterator[Row]:
         if engine.draws_ahead or engine.denoises_ahead:
             yield from gpu_parity.loops(engine)
         yield from gpu_parity.moved_rows(engine)
+        code(engine, 1, context=9, repeats=1)  # as often as recordings take
         yield recordings(engine) | {"target": target, "precision": precision}
 
 
