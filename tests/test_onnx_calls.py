@@ -225,32 +225,8 @@ def test_an_engine_that_goes_takes_its_thread_along(standard_graphs: EngineInfo)
 
 ENDING = """
 import atexit, threading, time
-from tortoise_rt.backends.onnx_calls import Caller, _stop_all
-from tortoise_rt.errors import EngineError
 
-caller, begun, asked, told = Caller("ends"), threading.Event(), threading.Barrier(4), []
-
-def work(seconds):
-    begun.set()
-    time.sleep(seconds)
-    told.append("done")
-
-def ask(seconds):
-    asked.wait()
-    if seconds > 1:
-        begun.wait()
-    try:
-        caller(work, seconds)
-    except EngineError as error:
-        told.append(str(error))
-
-threads = [threading.Thread(target=ask, args=(seconds,), daemon=True) for seconds in (0.5, 60, 60)]
-[thread.start() for thread in threads]
-asked.wait()
-begun.wait()
-while caller._asked.qsize() < 2:
-    time.sleep(0.001)
-
+@atexit.register  # before the library does, so that it is done behind what the library does
 def check():
     [thread.join() for thread in threads]
     try:
@@ -259,9 +235,28 @@ def check():
         told.append(str(error))
     print(*sorted(told), sep="\\n")
 
-atexit.unregister(_stop_all)
-for last in (check, _stop_all):  # the last is the first to be done
-    atexit.register(last)
+from tortoise_rt.backends.onnx_calls import Caller
+from tortoise_rt.errors import EngineError
+
+caller, begun, told = Caller("ends"), threading.Event(), []
+
+def work(seconds):
+    begun.set()
+    time.sleep(seconds)
+    told.append("done")
+
+def ask(seconds):
+    try:
+        caller(work, seconds)
+    except EngineError as error:
+        told.append(str(error))
+
+threads = [threading.Thread(target=ask, args=(seconds,), daemon=True) for seconds in (0.5, 60, 60)]
+threads[0].start()
+begun.wait()
+[thread.start() for thread in threads[1:]]
+while caller._asked.qsize() < 2:
+    time.sleep(0.001)
 """
 
 
