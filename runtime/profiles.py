@@ -34,7 +34,10 @@ USUAL_TEXT, USUAL_CODES = 60, 230  #: a sentence, ten seconds of it
 
 def few_rows(rows: int, room: int) -> int:
     """How many rows read a code together where ``rows`` are wanted and there are ``room``: few numbers, as each is recorded."""
-    step = 1 << (rows - 1).bit_length() if rows <= 4 else 4 if rows <= DECODED else DECODED
+    if rows <= 4:
+        step = 1 << (rows - 1).bit_length()
+    else:
+        step = 4 if rows <= DECODED else DECODED if rows <= MOST_DECODED else MOST_DECODED
     return min(-(-rows // step) * step, room)
 
 

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tortoise_rt.backends.onnx_standard import StandardEngine
-from tortoise_rt.engine import Array, EngineInfo, KVCache
+from tortoise_rt.engine import Array, Engine, EngineInfo, KVCache
 from tortoise_rt.export.checkpoints import Checkpoints
 from tortoise_rt.export.onnx import standard, write_graph
 from tortoise_rt.spec import GRAPHS
@@ -28,9 +30,11 @@ def write_standard(folder: Path, precision: str = "fp32") -> EngineInfo:
     return EngineInfo("onnx", "cpu", str(folder), dims, frozenset(GRAPHS), None, precision=precisions)
 
 
-def standard_engine(info: EngineInfo) -> StandardEngine:
-    """Runs them on the CPU."""
-    return StandardEngine(Path(info.source), info, {graph: f"{graph}.onnx" for graph in GRAPHS})
+def standard_engine(info: EngineInfo, records: bool = False) -> StandardEngine:
+    """Runs them on the CPU, where nothing is recorded; with ``records`` all goes as if it were."""
+    engine = StandardEngine(Path(info.source), info, {graph: f"{graph}.onnx" for graph in GRAPHS})
+    engine.records = records
+    return engine
 
 
 def cache_tensors(engine: StandardEngine, cache: KVCache) -> Array:
@@ -38,6 +42,33 @@ def cache_tensors(engine: StandardEngine, cache: KVCache) -> Array:
     heads, size = engine._cache_heads()
     held = cache.state.block.value.numpy().view(engine._type)
     return held.reshape(*held.shape[:2], heads, -1, size)
+
+
+def ragged(engine: Engine, lengths: tuple[int, ...], seed: int = 1) -> KVCache:
+    """A cache whose rows hold a voice, text and so many codes each."""
+    rng = np.random.default_rng(seed)
+    cache = engine.new_cache(len(lengths), 64)
+    for row, count in enumerate(lengths):
+        one = engine.new_cache(1, 64)
+        voice = rng.standard_normal((1, engine.dims["ar.dim"])).astype(np.float32)
+        text, codes = rng.integers(3, engine.dims["ar.text_ids"], (1, 9)), rng.integers(0, 200, (1, count))
+        engine.ar_step(one, codes, np.arange(count)[None], voice, text)
+        engine.put_rows(cache, [row], one, [0])
+    return cache
+
+
+def step(engine: Engine, cache: KVCache, seed: int = 0) -> tuple[Array, Array]:
+    """A code of each row."""
+    codes = np.random.default_rng(seed).integers(0, 200, (cache.rows, 1))
+    return engine.ar_step(cache, codes, np.maximum(cache.lengths[:, None] - 10, 0))
+
+
+def steps(engine: Engine, cache: KVCache, count: int = 4) -> list[Array]:
+    return [array for seed in range(count) for array in step(engine, cache, seed)]
+
+
+def same(found: list[Array], wanted: list[Array]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 class Watched:

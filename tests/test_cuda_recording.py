@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 
+from tortoise_rt.backends import cuda_graphs  # noqa: E402
 from tortoise_rt.backends.cuda_graphs import Recorder, Replays  # noqa: E402
 
 WAIT = 20.0  #: s, of what comes at once or never
@@ -96,42 +97,66 @@ def test_the_second_call_is_recorded_on_the_engines_stream(cuda: Cuda) -> None:
     assert cuda.emptied == 0 and not cuda.streams
 
 
-def overlapping(first: Any, second: Any) -> bool:
-    """Runs both, which are given what they are to do while they are recorded; -> whether both were so at once.
+class Awaited:
+    """A lock that says when somebody waits for it."""
 
-    The second is asked while the first is being recorded.
-    """
-    recorded, begun = [threading.Event() for _ in range(2)], []
+    def __init__(self) -> None:
+        self._lock, self.waits = threading.Lock(), threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.waits.set()
+            assert self._lock.acquire(timeout=WAIT)
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+@pytest.fixture
+def lock(monkeypatch: pytest.MonkeyPatch) -> Awaited:
+    """What recorders take turns by."""
+    monkeypatch.setattr(cuda_graphs, "_RECORDING", lock := Awaited())
+    return lock
+
+
+def check_turns(lock: Awaited, first: Any, second: Any) -> None:
+    """Both record, and are given what they do meanwhile; the second begins when the first, for which it waits, is through."""
+    log: list[str] = []
+    begun = threading.Event()
     errors: list[BaseException] = []
 
-    def body(number: int) -> None:
-        recorded[number].set()
-        if number == 0:
-            begun.append(recorded[1].wait(0.3))
+    def long() -> None:
+        begun.set()
+        assert lock.waits.wait(WAIT)
+        log.append("first ends")
 
-    def run(number: int, record: Any) -> None:
+    def run(record: Any, body: Any) -> None:
         try:
-            record(lambda: body(number))
+            record(body)
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=pair) for pair in enumerate((first, second))]
+    threads = [
+        threading.Thread(target=run, args=pair)
+        for pair in ((first, long), (second, lambda: log.append("second")))
+    ]
     threads[0].start()
-    assert recorded[0].wait(WAIT)
+    assert begun.wait(WAIT)
     threads[1].start()
     for thread in threads:
         thread.join(WAIT)
-    assert errors == [] and recorded[1].is_set()
-    return begun[0]
+    assert errors == [] and log == ["first ends", "second"]
 
 
-def test_two_engines_record_one_after_the_other(cuda: Cuda) -> None:
+def test_two_engines_record_one_after_the_other(cuda: Cuda, lock: Awaited) -> None:
     one, other = Recorder("one"), Recorder("other")  # type: ignore[arg-type]
-    assert not overlapping(one.record, other.record)
+    check_turns(lock, one.record, other.record)
     assert cuda.begun == [((0, 1), "one", "thread_local"), ((0, 2), "other", "thread_local")]
 
 
-def test_a_decoder_records_beside_another_engine(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_records_beside_another_engine(
+    cuda: Cuda, lock: Awaited, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As two lanes of a scheduler do: steps of the one, graphs of the other."""
     pytest.importorskip("triton", reason="needs Triton")
     from tortoise_rt.backends import cuda_decode
@@ -162,7 +187,7 @@ def test_a_decoder_records_beside_another_engine(cuda: Cuda, monkeypatch: pytest
         for _ in range(2):
             replays("graph", lambda x: (calls.pop(0)(), x), [torch.ones(1)])
 
-    assert not overlapping(step, graph)
+    check_turns(lock, step, graph)
     assert [stream for _, stream, _ in cuda.begun] == ["one", "other"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -113,8 +114,10 @@ def test_most_streams_are_run_where_there_is_time(late: bool, monkeypatch: pytes
 
 
 @contextlib.contextmanager
-def on_the_cpu(checkpoints: Path, target: str, precision: str) -> Iterator[tuple[Engine, float]]:
-    """As ``exported``, on ONNX Runtime's CPU provider."""
+def on_the_cpu(
+    checkpoints: Path, target: str, precision: str, records: bool = True
+) -> Iterator[tuple[Engine, float]]:
+    """As ``exported``, on ONNX Runtime's CPU provider, as if it recorded."""
     with tempfile.TemporaryDirectory() as folder:
         export_bundle(
             checkpoints,
@@ -125,7 +128,9 @@ def on_the_cpu(checkpoints: Path, target: str, precision: str) -> Iterator[tuple
             record_source=False,
         )
         made = read_bundle(Path(folder) / "bundle")
-        yield StandardEngine(made.folder, made.engine_info("onnx", "cpu"), made.graphs), 1.0
+        engine = StandardEngine(made.folder, made.engine_info("onnx", "cpu"), made.graphs)
+        engine.records = records
+        yield engine, 1.0
 
 
 def test_codes_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,17 +142,23 @@ def test_codes_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (last["kind"], last["recorded"], last["refused"], last["ok"]) == ("recordings", 3, 0, True)
 
 
+def test_where_nothing_is_recorded_is_not_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_lean, "exported", functools.partial(on_the_cpu, records=False))
+    *_, last = gpu_lean.codes("cuda", "fp16", "tiny")
+    assert (last["recorded"], last["ok"]) == (0, False)
+
+
 def test_a_recording_that_is_refused_is_a_row(
     standard_graphs: EngineInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parity goes on without, and is as good; rows are moved."""
-    engine = standard_engine(standard_graphs)
+    engine = standard_engine(standard_graphs, records=True)
     monkeypatch.setattr(gpu_lean, "exported", lambda *given: contextlib.nullcontext((engine, 1.0)))
     monkeypatch.setattr(gpu_parity, "graphs", lambda engine: [])
     monkeypatch.setattr(gpu_parity, "whole_runs", lambda engine: [])
     first, *rows = gpu_lean.parity("cuda", "fp32")
     assert first["kind"] == "bundle" and [row["ok"] for row in rows] == [True] * 3
-    assert [row.get("how") for row in rows] == ["taken", "put", None] and rows[-1]["recorded"] == 2
+    assert [row.get("how") for row in rows] == ["taken", "put", None] and rows[-1]["recorded"] == 1
     refusing(engine)
     engine.release("ar_step")
     *moved, last = gpu_lean.parity("cuda", "fp32")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,20 +127,41 @@ def test_a_model_that_does_not_say(half: EngineInfo) -> None:
 # --- libraries ---
 
 
+def module(preload: Callable[[], None] | None) -> ModuleType:
+    """One that says of itself what ONNX Runtime's does, or is too old to."""
+    made = ModuleType("onnxruntime")
+    if preload:
+        made.preload_dlls = preload  # type: ignore[attr-defined]
+    return made
+
+
 def test_libraries_are_loaded_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
     def preload() -> None:
         print("Failed to load libcublas.so.13: no such file\nFailed to load libcurand.so.10: no such file")
 
-    assert load_libraries(SimpleNamespace(preload_dlls=preload)).startswith(
-        "Failed to load libcublas.so.13: no"
-    )
-    assert load_libraries(SimpleNamespace(preload_dlls=lambda: None)) == ""
-    assert load_libraries(SimpleNamespace()) == ""
+    assert load_libraries(module(preload)).startswith("Failed to load libcublas.so.13: no")
+    assert load_libraries(module(lambda: None)) == ""
+    assert load_libraries(module(None)) == ""
     assert capfd.readouterr() == ("", "")
+
+
+def test_libraries_are_loaded_once() -> None:
+    """By whichever engine is opened first: the standard output is all threads', and is turned away meanwhile."""
+    loaded: list[int] = []
+
+    def preload() -> None:
+        loaded.append(threading.get_ident())
+        time.sleep(0.05)
+        print("Failed to load libcublas.so.13")
+
+    runtime = module(preload)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(load_libraries, [runtime] * 4))
+    assert found == ["Failed to load libcublas.so.13"] * 4 and len(loaded) == 1
 
 
 def test_what_loading_raises_is_told() -> None:
     def preload() -> None:
         raise RuntimeError("The directory does not exist!\nand more")
 
-    assert load_libraries(SimpleNamespace(preload_dlls=preload)) == "The directory does not exist!"
+    assert load_libraries(module(preload)) == "The directory does not exist!"

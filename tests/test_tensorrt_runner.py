@@ -17,8 +17,7 @@ pytest.importorskip("torch")
 from fake_driver import FakeDriver
 from fake_gpu import FakeContext, device, make_engine
 from fake_memory import CUresult
-from standard import DATA
-from test_standard_graphs import ragged
+from standard import DATA, ragged
 
 from tortoise_rt.backends.tensorrt import TensorRTEngine
 from tortoise_rt.config import make_settings

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import threading
 from typing import Any
 
 from .onnx_checks import first_line
 
+_LOADING = threading.Lock()
+
 
 def load_libraries(runtime: Any) -> str:
-    """Load what pip has installed, else what the system has; -> the first that is missing and why, "" for none.
+    """Load, once, what pip has installed, else what the system has; -> the first that is missing and why, "" for none.
 
     runtime: the module. Never raises: a session says by itself where it cannot run.
     """
+    with _LOADING:
+        return _loaded(runtime)
+
+
+@functools.cache
+def _loaded(runtime: Any) -> str:
     said = io.StringIO()
     try:
         # It prints what it does not find, on the standard output, where a clip may go.

@@ -17,9 +17,7 @@ import numpy as np
 from ..errors import EngineError
 from .onnx_checks import first_line
 
-MOST_FREE = (
-    2  #: blocks that are kept for each number of rows: a prompt's and that of the sample that goes on from it
-)
+MOST_FREE = 16  #: rows, in all free blocks together, or as many as the largest of them has
 _CLEARED = 1 << 28  # elements at a time: operators on CUDA count them in 32 bits
 _ITEM = 4  # bytes of an element, float32 to the models, whatever it holds
 
@@ -44,8 +42,8 @@ class Lent:
 class CacheMemory:
     """Blocks of ``tensors`` tensors, of rows of ``row_bytes`` bytes each. Not for several threads at a time.
 
-    What was given back, by whatever thread, is kept for the next of as many rows, the oldest first: work that was
-    recorded on its addresses is found again.
+    What was given back, by whatever thread, is kept for the next of as many rows, the block that was made first before
+    others: work that was recorded on its addresses is found again. Beyond MOST_FREE rows, what was free for longest goes.
     """
 
     def __init__(
@@ -62,14 +60,16 @@ class CacheMemory:
         self._tensors, self._row_bytes = tensors, row_bytes
         self._clearing, self._copying = open_session(clearing_model()), open_session(copying_model(tensors))
         self._given_back: deque[Block] = deque()  # may be added to at any moment
-        self._free: dict[int, list[Block]] = {}  # by rows, the oldest first
+        self._free: list[Block] = []  # what has been free for longest first
         self._made = 0
 
     def lend(self, rows: int) -> Lent:
         """A block of zeros; raises EngineError where there is no memory."""
         self._sort()
-        free = self._free.get(rows)
-        block = free.pop(0) if free else self._allocate(rows)
+        fitting = [block for block in self._free if block.rows == rows]
+        block = min(fitting, key=lambda free: free.number, default=None) or self._allocate(rows)
+        if block in fitting:
+            self._free.remove(block)
         lent = Lent(block, self._given_back.append)
         self._clear(block)
         return lent
@@ -77,12 +77,9 @@ class CacheMemory:
     def _sort(self) -> None:
         """Keep what was given back, as far as it is to be kept."""
         while self._given_back:
-            block = self._given_back.popleft()
-            free = self._free.setdefault(block.rows, [])
-            free.append(block)
-            free.sort(key=lambda kept: kept.number)
-            if len(free) > MOST_FREE:
-                self._forget(free.pop())
+            self._free.append(self._given_back.popleft())
+            while sum(rows := [block.rows for block in self._free]) > max(MOST_FREE, *rows):
+                self._forget(self._free.pop(0))
 
     def _allocate(self, rows: int) -> Block:
         try:
@@ -105,11 +102,14 @@ class CacheMemory:
         return self._runtime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, *self._device)
 
     def trim(self) -> None:
-        """Let go of what is free."""
+        """Let go of what is free.
+
+        On CUDA it can be allocated again as other blocks, but not as anything else: ONNX Runtime's module has one arena for
+        all OrtValues of a process, which gives nothing back to the driver.
+        """
         self._sort()
-        for blocks in self._free.values():
-            for block in blocks:
-                self._forget(block)
+        for block in self._free:
+            self._forget(block)
         self._free.clear()
 
     def address(self, block: Block, tensor: int, row: int = 0) -> int:

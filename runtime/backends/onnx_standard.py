@@ -7,8 +7,8 @@ recorded by the library. No GPU has run this yet.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +19,10 @@ from ..errors import EngineError
 from ..profiles import DECODED, SPAN_STEP, few_rows
 from ..spec import TensorSpec, cache_capacity, cache_names
 from .onnx import OnnxEngine, failure
-from .onnx_calls import CALLS
+from .onnx_calls import CALLS, Caller
 from .onnx_checks import cache_specs, first_line
 from .onnx_memory import Block, CacheMemory, Lent
-from .onnx_steps import REPEATED_SPAN, Step, Steps, run_options
+from .onnx_steps import MOST_RECORDED, REPEATED_SPAN, Step, Steps, run_options
 
 T = TypeVar("T")
 CACHE_TYPES = {
@@ -31,9 +31,8 @@ CACHE_TYPES = {
     "int8": "float16",
     "fp8": "float16",
 }  #: precision -> the type of keys and values
-RECORDED = (
-    "ar_step"  #: the others have new shapes with each text, and work on them that CUDA leaves to the CPU
-)
+#: the one graph that is recorded: others have new shapes with each text, and work on them that CUDA leaves to the CPU
+STEP = "ar_step"
 
 log = logging.getLogger("tortoise_rt")
 
@@ -55,19 +54,17 @@ class StandardEngine(OnnxEngine):
     ) -> None:
         """As declared."""
         super().__init__(folder, info, files, device, check_files)
-        self.refused = 0  #: recordings that could not be made; then none is
-        self._thread = ThreadPoolExecutor(1, "onnxruntime")
+        self.records = self._kind == "cuda"  #: whether steps are recorded; no longer once one could not be
+        self._by_thread = Caller("onnxruntime")
         self._steps = Steps()
-        self._cache_memory: CacheMemory | None = None  # made with the first cache
+        self._memories: list[CacheMemory] = []  # one, from the first cache on
+        held = (self._sessions, self._steps, self._memories)
+        weakref.finalize(self, _end, self._by_thread, *held).atexit = False
 
     @property
     def recorded(self) -> int:
-        """Steps that are recorded."""
-        return 0 if self.refused else len(self._steps)
-
-    def _by_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Have the engine's thread do ``work``."""
-        return self._thread.submit(work, *arguments).result()
+        """Steps that are recorded, of those that are kept."""
+        return self._steps.recorded
 
     # --- sessions ---
 
@@ -77,47 +74,53 @@ class StandardEngine(OnnxEngine):
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         # The exhaustive search, the default, would be made again for every new length.
         told = {"device_id": str(self._number), "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-        return told | {"enable_cuda_graph": "1"} if graph == RECORDED and not self.refused else told
+        return told | {"enable_cuda_graph": "1"} if graph == STEP and self.records else told
 
-    def _create_session(self, graph: str) -> Any:
-        def create() -> Any:
+    def _open(self, model: str | bytes, graph: str) -> Any:
+        def opened() -> Any:
             with CALLS.beside_others():
-                return super(StandardEngine, self)._create_session(graph)
+                return super(StandardEngine, self)._open(model, graph)
 
+        return self._or_unrecorded(opened) if graph == STEP else opened()
+
+    def _or_unrecorded(self, work: Callable[[], T]) -> T:
+        """``work``, which opens or runs the step that is recorded. Where it fails, once more on a session that records
+        nothing, as all do from then on if that does not fail.
+        """
         try:
-            return create()
-        except EngineError as error:
-            if graph != RECORDED or self.refused:
+            return work()
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            if not self.records:
                 raise
-            return self._unrecorded(create, error)
-
-    def _unrecorded(self, work: Callable[[], T], error: Exception) -> T:
-        """``work``, which failed with ``error``, on a session that records nothing, as all do from then on if it does not fail."""
+            reason = first_line(error)
+        # Behind the handler, as the error refers to the session: there would be two.
         self._forget_recorded()
-        self.refused += 1
+        self.records = False
         try:
             done = work()
         except Exception:  # it was not for the recording
             self._forget_recorded()
-            self.refused -= 1
+            self.records = True
             raise
-        log.warning("%s is not recorded, and takes longer: %s", RECORDED, first_line(error))
+        log.warning("%s is not recorded, and takes longer: %s", STEP, reason)
         return done
 
     def _forget_recorded(self) -> None:
         """Let go of the session and of all that it has recorded: it can forget nothing less."""
-        self._steps.clear()
-        self._sessions.pop(RECORDED, None)
+        with CALLS.beside_others():
+            self._steps.clear()
+            self._sessions.pop(STEP, None)
 
     def release(self, graph: str) -> None:
         self._by_thread(self._release, graph)
 
     def _release(self, graph: str) -> None:
-        if graph == RECORDED:
+        if graph == STEP:
             self._forget_recorded()
-            if self._cache_memory:
-                self._cache_memory.trim()
-        super().release(graph)
+            for memory in self._memories:
+                memory.trim()
+        with CALLS.beside_others():
+            super().release(graph)
 
     def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
         # Arrays come from the host and go there, so that binding them would save no copy.
@@ -132,7 +135,7 @@ class StandardEngine(OnnxEngine):
 
     @property
     def _type(self) -> str:
-        return CACHE_TYPES[self.info.precision.get(RECORDED, "fp32")]
+        return CACHE_TYPES[self.info.precision.get(STEP, "fp32")]
 
     def position_bytes(self) -> int:
         """Bytes of one position of a row of a cache."""
@@ -152,26 +155,27 @@ class StandardEngine(OnnxEngine):
         return self._by_thread(self._lend, rows)
 
     def _lend(self, rows: int) -> Lent:
-        """Memory for a cache, of few numbers of rows up to DECODED, so that it is used again."""
+        """Memory for a cache, of few numbers of rows, so that it is used again."""
+        room = -(-rows // DECODED) * DECODED
         memory = self._memory()
         with CALLS.beside_others():
-            return memory.lend(rows if rows > DECODED else few_rows(rows, DECODED))
+            return memory.lend(few_rows(rows, room))
 
     def _memory(self) -> CacheMemory:
-        if self._cache_memory is None:
+        if not self._memories:
             _, *shape = self._cache_shape(1, cache_capacity(self.dims))
             row_bytes = int(np.prod(shape)) * np.dtype(self._type).itemsize
             steps = self._steps
-            with CALLS.beside_others():
-                self._cache_memory = CacheMemory(
-                    self._runtime,
-                    (self._kind, self._number),
-                    lambda model: self._open(model, ""),
-                    len(cache_names(self.dims)),
-                    row_bytes,
-                    lambda block: steps.forget(block.number),
-                )
-        return self._cache_memory
+            memory = CacheMemory(
+                self._runtime,
+                (self._kind, self._number),
+                lambda model: self._open(model, ""),
+                len(cache_names(self.dims)),
+                row_bytes,
+                lambda block: steps.forget(block.number),
+            )
+            self._memories.append(memory)
+        return self._memories[0]
 
     def _take_rows(self, cache: KVCache, rows: Array, capacity: int) -> Lent:
         return self._by_thread(self._taken, cache.state, rows)
@@ -219,7 +223,7 @@ class StandardEngine(OnnxEngine):
         """A prompt, or several codes: in too many shapes to be recorded."""
         reach = np.arange(self._span(longest, SPAN_STEP))
         given = {**inputs, "cache_lengths": np.asarray(cache.lengths, np.int64), "reach": reach}
-        self.session(RECORDED)
+        self.session(STEP)
         with CALLS.beside_others():
             return self._step(
                 given, self._bound(cache.state.block, cache.rows), self._bind, run_options(self._runtime)
@@ -236,38 +240,38 @@ class StandardEngine(OnnxEngine):
         given["cache_lengths"] = np.full(rows, -1)
         given["cache_lengths"][:count] = cache.lengths
 
-        def step() -> tuple[Array, ...]:
-            try:
-                return self._kept(block, rows, span)(given)
-            except EngineError:
-                raise
-            except Exception as error:  # ONNX Runtime's exceptions share no base class
-                raise failure(RECORDED, given, error) from None
-
-        try:
-            logits, latents = step()
-        except EngineError as error:
-            if self.refused:
-                raise
-            logits, latents = self._unrecorded(step, error)
-        return logits[:count], latents[:count]
-
-    def _kept(self, block: Block, rows: int, span: int) -> Step:
-        """The step of the first rows of a block over some of its positions."""
         key = (block.number, rows, span)
         if key not in self._steps and self._steps.full:
-            self._steps.clear() if self.refused else self._forget_recorded()
-        session = self.session(RECORDED)
+            self._make_room()
+        self.session(STEP)  # what is wrong with it is not for the recording
+        try:
+            logits, latents = self._or_unrecorded(lambda: self._kept(key, block)(given))
+        except EngineError:
+            raise
+        except Exception as error:
+            raise failure(STEP, given, error) from None
+        return logits[:count], latents[:count]
+
+    def _make_room(self) -> None:
+        """For other steps."""
+        if self.records:
+            log.warning("%s is loaded again: a session records %d steps at most", STEP, MOST_RECORDED)
+            self._forget_recorded()
+        else:
+            self._steps.clear()
+
+    def _kept(self, key: tuple[int, int, int], block: Block) -> Step:
+        """The step of the first rows of a block over some of its positions. key: the block's number, rows, positions."""
+        _, rows, span = key
+        session = self.session(STEP)
 
         def make(number: int) -> Step:
             with CALLS.beside_others():
-                return self._make_step(
-                    session, block, rows, span, run_options(self._runtime, None if self.refused else number)
-                )
+                return self._make_step(session, block, rows, span, number if self.records else None)
 
         return self._steps.get(key, make)
 
-    def _make_step(self, session: Any, block: Block, rows: int, span: int, options: Any) -> Step:
+    def _make_step(self, session: Any, block: Block, rows: int, span: int, number: int | None) -> Step:
         width = self.dims["ar.dim"]
         inputs: dict[str, Array] = {
             "voice": np.zeros((rows, 0, width), np.float32),
@@ -279,7 +283,7 @@ class StandardEngine(OnnxEngine):
         }
         outputs = {"logits": (rows, self.dims["ar.mel_codes"]), "latents": (rows, 1, width)}
         device = (self._kind, self._number)
-        step = Step.bound(session, self._runtime.OrtValue, device, inputs, outputs, options)
+        step = Step.bound(session, self._runtime, device, inputs, outputs, number)
         for name, place in self._bound(block, rows).items():
             self._bind(step.binding, name, place)
         return step
@@ -298,3 +302,13 @@ class StandardEngine(OnnxEngine):
         memory = (self._kind, self._number, np.dtype(self._type).type, shape, address)
         binding.bind_input(name, *memory)
         binding.bind_output(f"new_{name}", *memory)
+
+
+def _end(caller: Caller, *held: Any) -> None:
+    """Let go, by the thread of an engine that is gone, of what it held."""
+
+    def let_go() -> None:
+        for part in held:
+            part.clear()
+
+    caller.end(let_go)

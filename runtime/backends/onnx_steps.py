@@ -34,6 +34,7 @@ class Step:
     session: Any
     binding: Any
     options: Any
+    records: bool
     inputs: Mapping[str, Any]  #: OrtValues
     outputs: tuple[Any, ...]  #: OrtValues
     runs: int = 0
@@ -42,14 +43,16 @@ class Step:
     def bound(
         cls,
         session: Any,
-        values: Any,
+        runtime: Any,
         device: tuple[str, int],
         inputs: Mapping[str, Array],
         outputs: Mapping[str, tuple[int, ...]],
-        options: Any,
+        number: int | None,
     ) -> Step:
-        """With memory for inputs, as they are, and float32 outputs of these shapes. values: the class OrtValue."""
-        binding = session.io_binding()
+        """With memory for inputs, as they are, and float32 outputs of these shapes. runtime: the module; number: see
+        ``run_options``.
+        """
+        binding, values = session.io_binding(), runtime.OrtValue
         given = {name: values.ortvalue_from_numpy(array, *device) for name, array in inputs.items()}
         for name, value in given.items():
             binding.bind_ortvalue_input(name, value)
@@ -59,14 +62,20 @@ class Step:
         }
         for name, value in found.items():
             binding.bind_ortvalue_output(name, value)
-        return cls(session, binding, options, given, tuple(found.values()))
+        options = run_options(runtime, number)
+        return cls(session, binding, options, number is not None, given, tuple(found.values()))
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the run that records is over."""
+        return self.records and self.runs >= _RECORDED_AT
 
     def __call__(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
         """Run on ``inputs``, those that differ from the step's first ones -> copies of its outputs."""
         with CALLS.beside_others():
             for name, array in inputs.items():
                 self.inputs[name].update_inplace(array)
-        with CALLS.alone() if self.runs < _RECORDED_AT else CALLS.beside_others():
+        with CALLS.alone() if self.records and not self.recorded else CALLS.beside_others():
             self.session.run_with_iobinding(self.binding, self.options)
         self.runs += 1
         with CALLS.beside_others():
@@ -77,20 +86,25 @@ class Steps:
     """Steps by what they are made for: a block's number first. Not for several threads at a time."""
 
     def __init__(self) -> None:
-        self.recorded = 0  #: with the session that is there
+        self._numbers = 0  # given with the session that is there
         self._known: dict[tuple[int, ...], Step] = {}
 
     def get(self, key: tuple[int, ...], make: Callable[[int], Step]) -> Step:
         """The step for ``key``, which ``make`` makes, given the number to record it under."""
         if key not in self._known:
-            self.recorded += 1
-            self._known[key] = make(self.recorded)
+            self._numbers += 1
+            self._known[key] = make(self._numbers)
         return self._known[key]
 
     @property
     def full(self) -> bool:
-        """Whether the session has recorded as many as it may."""
-        return self.recorded >= MOST_RECORDED
+        """Whether the session has been given as many as it may."""
+        return self._numbers >= MOST_RECORDED
+
+    @property
+    def recorded(self) -> int:
+        """How many are recorded, of those that are known."""
+        return sum(step.recorded for step in self._known.values())
 
     def forget(self, number: int) -> None:
         """Forget what was made for a block; the session goes on holding what it recorded."""
@@ -99,7 +113,7 @@ class Steps:
     def clear(self) -> None:
         """Forget all, before another session takes this one's place."""
         self._known.clear()
-        self.recorded = 0
+        self._numbers = 0
 
     def __contains__(self, key: tuple[int, ...]) -> bool:
         return key in self._known
