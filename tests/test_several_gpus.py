@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_driver import FakeDriver
+from fake_torch_cuda import entered
 from scheduling import TEXTS, WAIT, alone, scheduler, settings, settle, submit, voice
 
 from tortoise_rt import backends
@@ -190,31 +191,13 @@ def test_torch_uses_the_gpu_that_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     from tortoise_rt.backends import cuda
     from tortoise_rt.backends.torch import pick_device
 
-    class Entered:
-        """As torch.cuda.device and torch.cuda.stream: what calls run in."""
-
-        def __init__(self, of: Any) -> None:
-            self.of = of
-
-        def __enter__(self) -> None:
-            now.append(self.of)
-
-        def __exit__(self, *_: object) -> None:
-            now.pop()
-
-    now: list[Any] = []
-    fakes = {
-        "is_available": lambda: True,
-        "device_count": lambda: 2,
-        "current_device": lambda: 0,
-        "get_device_name": lambda number: f"GPU {number}",
-        "device": Entered,
-        "stream": Entered,
-        "Stream": lambda device: f"stream of {device}",
-        "graph_pool_handle": lambda: None,
-    }
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
+    now = entered(
+        monkeypatch,
+        is_available=lambda: True,
+        device_count=lambda: 2,
+        current_device=lambda: 0,
+        get_device_name=lambda number: f"GPU {number}",
+    )
     assert pick_device("cuda") == torch.device("cuda:0") and pick_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(EngineError, match=r"no cuda:2 here. Available: cuda:0 \(GPU 0\), cuda:1 \(GPU 1\)"):
         pick_device("cuda:2")

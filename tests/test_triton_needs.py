@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_torch_cuda import entered
 
 from tortoise_rt.backends import triton_needs
 from tortoise_rt.backends.triton_needs import lacking
@@ -74,36 +75,18 @@ def test_kernels_are_tried(
     machine["programs"] = set()
     asked: list[Any] = []
 
-    class Entered:
-        def __init__(self, of: Any) -> None:
-            self.of = of
-
-        def __enter__(self) -> None:
-            now.append(self.of)
-
-        def __exit__(self, *_: object) -> None:
-            now.remove(self.of)
-
     def try_out(out: Any) -> None:
         asked.append((out.device.type, list(now)))
         if not works:
             raise subprocess.CalledProcessError(1, ["gcc", "main.c"])
 
-    now: list[Any] = []
-    fakes = {
-        "device": Entered,
-        "stream": Entered,
-        "Stream": lambda device: "a stream",
-        "graph_pool_handle": lambda: (0, 1),
-    }
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
+    now = entered(monkeypatch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "triton")
     monkeypatch.setitem(sys.modules, "tortoise_rt.kernels.try_out", SimpleNamespace(try_out=try_out))
     device = torch.device("cpu")
     with caplog.at_level(logging.WARNING, "tortoise_rt"):
         fast = cuda.Fast(device)
-    assert fast.kernels is works and asked == [("cpu", [device, "a stream"])] and not now
+    assert fast.kernels is works and asked == [("cpu", [device, f"stream of {device}"])] and not now
     if works:
         assert not caplog.records
     else:
