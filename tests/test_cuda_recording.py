@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -233,6 +234,28 @@ def test_what_cannot_be_recorded_runs_as_it_is(cuda: Cuda, caplog: pytest.LogCap
     assert [record.getMessage() for record in caplog.records] == [
         "doubled is not recorded, and takes longer: operation not permitted when stream is capturing"
     ]
+
+
+def test_what_lacks_memory_is_run_without_what_the_recording_made(cuda: Cuda) -> None:
+    """And recorded another time."""
+    replays, given, made = Replays("mine"), torch.ones(2), []  # type: ignore[arg-type]
+    enough = False
+
+    def doubled(x: Any) -> tuple[Any]:
+        assert cuda.underway or all(part() is None for part in made)
+        large = 2 * x
+        if cuda.underway:
+            made.append(weakref.ref(large))
+            if not enough:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return (large,)
+
+    for _ in range(2):
+        assert replays("doubled", doubled, (given,))[0].tolist() == [2.0, 2.0]
+    assert len(made) == 2 and not replays  # again behind what was cached
+    enough = True
+    replays("doubled", doubled, (given,))
+    assert len(replays) == 1
 
 
 def test_cached_memory_is_given_back_where_a_recording_lacks_it(cuda: Cuda) -> None:

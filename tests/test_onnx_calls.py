@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -238,10 +240,11 @@ def check():
 from tortoise_rt.backends.onnx_calls import Caller
 from tortoise_rt.errors import EngineError
 
-caller, begun, told = Caller("ends"), threading.Event(), []
+caller, begun, waiting, told = Caller("ends"), threading.Event(), threading.Event(), []
 
 def work(seconds):
     begun.set()
+    waiting.wait()
     time.sleep(seconds)
     told.append("done")
 
@@ -257,6 +260,21 @@ begun.wait()
 [thread.start() for thread in threads[1:]]
 while caller._asked.qsize() < 2:
     time.sleep(0.001)
+waiting.set()
+"""
+
+GONE = """
+import time
+from tortoise_rt.backends.onnx_calls import Caller
+
+def last():
+    time.sleep(0.5)
+    print("ended")
+
+caller = Caller("gone")
+caller(int)
+caller.end(last)
+del caller
 """
 
 
@@ -266,6 +284,54 @@ def test_a_program_ends_though_calls_are_waiting() -> None:
         [sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=WAIT, check=True
     )
     assert ran.stdout.splitlines() == ["done", *["the program is ending"] * 3] and not ran.stderr
+
+
+def test_a_program_ends_behind_the_end_of_what_is_gone() -> None:
+    """As where an engine goes when ``main`` returns: its sessions end while the library is there."""
+    ran = subprocess.run(
+        [sys.executable, "-c", GONE], capture_output=True, text=True, timeout=WAIT, check=True
+    )
+    assert (ran.stdout, ran.stderr) == ("ended\n", "")
+
+
+def test_the_end_comes_though_nothing_else_does() -> None:
+    """What ends a caller is done by its thread, whatever was asked before."""
+    caller, begun, may_go, ended = Caller("stops"), threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        begun.set()
+        may_go.wait(WAIT)
+
+    asked = threading.Thread(target=caller, args=(work,))
+    asked.start()
+    assert begun.wait(WAIT)
+    caller.end(lambda: ended.append(threading.current_thread() is caller._thread))
+    threading.Timer(0.1, may_go.set).start()
+    caller.stop()
+    asked.join(WAIT)
+    assert ended == [True]
+
+
+def test_what_fails_keeps_nothing() -> None:
+    class Large:
+        pass
+
+    caller, given = Caller("fails"), Large()
+    seen = weakref.ref(given)
+
+    def work(large: Large) -> None:
+        raise EngineError("no memory")
+
+    gc.disable()
+    try:
+        with contextlib.suppress(EngineError):
+            caller(work, given)
+        del given
+        caller(int)  # the thread is behind it
+        assert seen() is None
+    finally:
+        gc.enable()
+        caller.stop()
 
 
 def test_what_fails_is_the_callers_error() -> None:

@@ -104,8 +104,11 @@ class Replays:
             try:
                 self._recorded[key] = self._record(function, inputs)
             except RuntimeError as error:  # as all of PyTorch's
-                self._seen[key] = False
+                self._seen[key] = isinstance(
+                    error, torch.cuda.OutOfMemoryError
+                )  # there may be enough another time
                 log.warning("%s is not recorded, and takes longer: %s", name, str(error).partition("\n")[0])
+            if key not in self._recorded:  # behind the error, which refers to what the recording had made
                 return function(*inputs)
             if len(self._recorded) > MOST_GRAPHS:
                 self._recorded.popitem(last=False)

@@ -18,6 +18,7 @@ from ..errors import EngineError
 T = TypeVar("T")
 Asked = tuple["Future[Any] | None", Callable[..., Any], tuple[Any, ...]]  #: None: it is the last
 _CALLERS: weakref.WeakSet[Caller] = weakref.WeakSet()
+_THREADS: set[threading.Thread] = set()  #: of callers, those that are gone as well, until they have ended
 
 
 class Calls:
@@ -91,8 +92,9 @@ class Caller:
             if self._thread is None:
                 given = (self._asked,)
                 self._thread = threading.Thread(target=_work, args=given, name=self._name, daemon=True)
-                self._thread.start()
+                _THREADS.add(self._thread)
                 _CALLERS.add(self)
+                self._thread.start()
             self._asked.put((future, work, arguments))
         return future
 
@@ -101,16 +103,21 @@ class Caller:
         self._asked.put((None, last, ()))
 
     def stop(self) -> None:
-        """At the program's end: wait for what is being done, which would take the process down; do nothing more."""
+        """At the program's end: wait for what is being done, which would take the process down; do no more but end."""
         if os.getpid() != self._process:  # forked, without the thread
             return
         with self._lock:
             self._ended = True
+            lasts: list[Asked] = []
             with contextlib.suppress(Empty):
                 while True:
-                    future, *_ = self._asked.get_nowait()
-                    if future is not None:
-                        future.set_exception(_ended())
+                    asked = self._asked.get_nowait()
+                    if asked[0] is None:
+                        lasts.append(asked)
+                    else:
+                        asked[0].set_exception(_ended())
+            for asked in lasts:
+                self._asked.put(asked)
             self.end(lambda: None)
         if self._thread is not None:
             self._thread.join()
@@ -125,6 +132,10 @@ def _stop_all() -> None:
     try:
         for caller in list(_CALLERS):
             caller.stop()
+        for thread in list(
+            _THREADS
+        ):  # of callers that are gone, which have been told to end; in a fork there is none
+            thread.join()
     except KeyboardInterrupt:  # by whom the call lasts too long
         os._exit(130)
 
@@ -133,6 +144,7 @@ def _work(asked: SimpleQueue[Asked]) -> None:
     more = True
     while more:
         more = _do(*asked.get())
+    _THREADS.discard(threading.current_thread())
 
 
 def _do(future: Future[Any] | None, work: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:
@@ -147,6 +159,8 @@ def _do(future: Future[Any] | None, work: Callable[..., Any], arguments: tuple[A
         with CALLS.beside_others():
             _let_go(error)
         future.set_exception(error)
+    finally:
+        del future, work, arguments  # the error refers to this frame, and the future to the error
     return True
 
 

@@ -117,9 +117,10 @@ class StandardEngine(OnnxEngine):
     def _release(self, graph: str) -> None:
         if graph == STEP:
             self._forget_recorded()
-            for memory in self._memories:
-                memory.trim()
         with CALLS.beside_others():
+            if graph == STEP:
+                for memory in self._memories:
+                    memory.trim()
             super().release(graph)
 
     def _run(self, graph: str, inputs: dict[str, Array]) -> tuple[Array, ...]:
