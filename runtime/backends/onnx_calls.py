@@ -132,9 +132,7 @@ def _stop_all() -> None:
     try:
         for caller in list(_CALLERS):
             caller.stop()
-        for thread in list(
-            _THREADS
-        ):  # of callers that are gone, which have been told to end; in a fork there is none
+        for thread in list(_THREADS):  # of callers that are gone: they have been told to end
             thread.join()
     except KeyboardInterrupt:  # by whom the call lasts too long
         os._exit(130)
